@@ -1,0 +1,125 @@
+//! The verbs of the `qberta` command line: one file each over the libraries.
+//!
+//! Exit status: 0 done, 1 the check failed (`verify`), 2 the command could not run.
+
+mod demo;
+mod inspect;
+mod predict;
+mod quantize;
+mod screen;
+mod verify;
+
+use clap::{Args, Parser, Subcommand};
+use qberta_kernels::{Context, Isa};
+use qberta_model::{Error, Kind, Result, Task};
+use screen::Screen;
+use std::process::ExitCode;
+
+/// Quantize DeBERTa and its family, save it, prove it, run it fast.
+#[derive(Parser)]
+#[command(name = "qberta", version, max_term_width = 110, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    common: Common,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  qberta demo                                         the whole story on a built-in model
+  qberta quantize ./deberta-v3-base-mnli -o ./int8    float checkpoint to proven artefact
+  qberta predict ./int8 \"A man eats.\" --pair \"Someone eats.\"
+  qberta verify ./int8                                replay the recorded outputs bit for bit
+
+Environment:
+  QBERTA_THREADS  threads to use (as --threads)
+  QBERTA_ISA      instruction set: auto, scalar, avx2, avx512vnni (as --isa); never changes a result
+
+Exit status: 0 done, 1 the check failed, 2 the command could not run.";
+
+#[derive(Args)]
+struct Common {
+    /// Threads to use; results do not depend on it [default: all cores]
+    #[arg(long, global = true, env = "QBERTA_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Instruction set: auto, scalar, avx2 or avx512vnni; results do not depend on it
+    #[arg(long, global = true, env = "QBERTA_ISA", value_name = "ISA")]
+    isa: Option<String>,
+    /// Print JSON for machines
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Inspect(inspect::InspectArgs),
+    Quantize(quantize::QuantizeArgs),
+    Verify(verify::VerifyArgs),
+    Predict(Box<predict::PredictArgs>),
+    Demo(demo::DemoArgs),
+}
+
+/// What every verb gets: kernels and a screen.
+struct World {
+    cx: Context,
+    screen: Screen,
+}
+
+/// How a verb ended when nothing went wrong on the way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    CheckFailed,
+}
+
+/// Parses the command line, runs the verb, reports, and gives the exit status.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let screen = Screen::new(cli.common.json);
+    let result = world(&cli.common, screen).and_then(|world| match cli.verb {
+        Verb::Inspect(args) => inspect::run(&args, &world),
+        Verb::Quantize(args) => quantize::run(&args, &world),
+        Verb::Verify(args) => verify::run(&args, &world),
+        Verb::Predict(args) => predict::run(&args, &world),
+        Verb::Demo(args) => demo::run(&args, &world),
+    });
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::CheckFailed) => ExitCode::from(1),
+        Err(error) => {
+            Screen::new(cli.common.json).error(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn world(common: &Common, screen: Screen) -> Result<World> {
+    let isa = match common.isa.as_deref() {
+        None | Some("" | "auto") => Isa::best(),
+        Some(name) => {
+            let usable = || Isa::available().iter().map(|i| i.name()).collect::<Vec<_>>().join(", ");
+            Isa::parse(name).filter(|isa| Isa::available().contains(isa)).ok_or_else(|| {
+                Error::input("this machine cannot run that instruction set")
+                    .at("--isa / QBERTA_ISA")
+                    .expected(format!("auto, {}", usable()))
+                    .found(name)
+            })?
+        }
+    };
+    let threads = match common.threads {
+        Some(n) => usize::from(n),
+        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+    };
+    let cx = Context::new(isa, threads).map_err(|e| Error::new(Kind::Io, e).at("--threads"))?;
+    Ok(World { cx, screen })
+}
+
+/// Parses `--task`.
+fn task(name: &Option<String>) -> Result<Option<Task>> {
+    let Some(name) = name else { return Ok(None) };
+    let known = || Task::ALL.iter().map(|(_, n)| *n).collect::<Vec<_>>().join(", ");
+    Task::parse(name)
+        .map(Some)
+        .ok_or_else(|| Error::input("task is not known").at("--task").expected(known()).found(name))
+}

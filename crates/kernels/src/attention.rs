@@ -1,0 +1,173 @@
+//! Attention over ragged sequences, with the disentangled position terms of DeBERTa.
+//!
+//! For each sequence, head and query i, over the keys j of the same sequence (no mask, no padding):
+//!
+//! ```text
+//! s_ij = ((q_i . k_j) + (q_i . K_r[idx(i-j)]) + (k_j . Q_r[idx(i-j)])) * scale      absent terms skipped
+//! e_ij = exp(s_ij - max_j s_ij);   sum_i over 16 partial sums
+//! y_i  = (sum_j e_ij v_j) * (1 / sum_i)
+//! ```
+//!
+//! Each dot product is an fma chain over the head's columns from +0.0, the last sum an fma chain over j from
+//! +0.0. With a mix, scores are mixed across heads before exp, and `e_ij * (1 / sum_i)` is mixed before the
+//! last sum, which is then not divided again. A query row is computed alone, so neither the neighbours in
+//! the batch nor the block it falls into can change it.
+
+use std::ops::Range;
+
+use crate::matrix::Lines;
+use crate::parallel::{for_each_tile, steps};
+use crate::{Context, Matrix};
+
+mod relative;
+mod scores;
+mod task;
+
+pub use relative::RelativeKeys;
+
+/// The rows of one sequence in the ragged token matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Span {
+    /// First row.
+    pub start: usize,
+    /// Number of rows.
+    pub len: usize,
+}
+
+/// Which tokens ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Queries {
+    /// Every token: `q` has one row per token.
+    All,
+    /// The first token of each sequence: `q` has one row per sequence.
+    First,
+}
+
+/// What one layer's attention computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Number of heads.
+    pub heads: usize,
+    /// Columns of one head.
+    pub head_size: usize,
+    /// Multiplies the summed scores.
+    pub scale: f32,
+    /// Content to position: adds `q_i . K_r[idx]`.
+    pub key_positions: Option<&'a RelativeKeys>,
+    /// Position to content: adds `k_j . Q_r[idx]`.
+    pub query_positions: Option<&'a RelativeKeys>,
+    /// Table row for each distance `i - j`: entry `(i - j) + (len_max - 1)`, `[2 * len_max - 1]`. Only read
+    /// when there are positions.
+    pub index: &'a [u32],
+    /// Longest sequence that `index` covers.
+    pub len_max: usize,
+    /// Talking heads: `[heads, heads]` mix of the scores and of the weights, `out[g] = sum_h M[g, h] in[h]`,
+    /// an fma chain over h from +0.0.
+    pub mix: Option<(&'a [f32], &'a [f32])>,
+}
+
+/// Rows of queries that one strip of scores covers.
+const STRIP: usize = 32;
+
+/// Attention of `q` over `k` and `v` `[tokens, heads * head_size]` in the sequences `spans` -> a matrix of
+/// the shape of `q`.
+///
+/// `q` is `[tokens, heads * head_size]` for [`Queries::All`], and `[spans, heads * head_size]` for
+/// [`Queries::First`], with the same results for those rows. Rows of no sequence, and the row of an empty
+/// sequence, are +0.0. Panics on unequal shapes, on spans that do not ascend without overlap, on a sequence
+/// longer than `len_max` and on an index outside the table.
+pub fn attend(
+    cx: &Context,
+    spec: &Attention,
+    q: &Matrix,
+    k: &Matrix,
+    v: &Matrix,
+    spans: &[Span],
+    queries: Queries,
+) -> Matrix {
+    check(spec, q, k, v, spans, queries);
+    let mut out = Matrix::zeros(q.rows(), q.cols());
+    let groups = match spec.mix {
+        Some(_) => vec![0..spec.heads],
+        None => steps(spec.heads, 1),
+    };
+    let parts = split(cx.threads.count(), groups.len(), spans, queries);
+    let rows: Vec<Range<usize>> = parts.iter().map(|part| part.out.clone()).collect();
+    let cols: Vec<Range<usize>> =
+        groups.iter().map(|heads| heads.start * spec.head_size..heads.end * spec.head_size).collect();
+    let runs = relative::runs(spec);
+    for_each_tile(&cx.threads, &mut out, &rows, &cols, |part, group, tile| {
+        let part = &parts[part];
+        let task = task::Task { isa: cx.isa, spec, runs: &runs, q, k, v, part, heads: groups[group].clone() };
+        task.run(tile);
+    });
+    out
+}
+
+/// Consecutive queries of one sequence.
+struct Part {
+    span: Span,
+    /// Positions in the sequence.
+    queries: Range<usize>,
+    /// Their rows in `q` and in the output.
+    out: Range<usize>,
+}
+
+/// Whole sequences if there are enough tasks for the threads, else pieces of whole strips.
+fn split(threads: usize, groups: usize, spans: &[Span], queries: Queries) -> Vec<Part> {
+    let pieces = (4 * threads).div_ceil((spans.len() * groups).max(1));
+    let pieces = if threads == 1 { 1 } else { pieces };
+    let mut parts = Vec::new();
+    for (s, &span) in spans.iter().enumerate().filter(|(_, span)| span.len > 0) {
+        match queries {
+            Queries::First => parts.push(Part { span, queries: 0..1, out: s..s + 1 }),
+            Queries::All => {
+                for queries in steps(span.len, span.len.div_ceil(pieces).next_multiple_of(STRIP)) {
+                    let out = span.start + queries.start..span.start + queries.end;
+                    parts.push(Part { span, queries, out });
+                }
+            }
+        }
+    }
+    parts
+}
+
+fn check(spec: &Attention, q: &Matrix, k: &Matrix, v: &Matrix, spans: &[Span], queries: Queries) {
+    let cols = spec.heads * spec.head_size;
+    assert!(cols > 0, "attention with {} heads of {} columns", spec.heads, spec.head_size);
+    assert_eq!((q.cols(), k.cols(), v.cols()), (cols, cols, cols), "columns of q, k and v");
+    assert_eq!(k.rows(), v.rows(), "rows of k and v");
+    let expected = match queries {
+        Queries::All => k.rows(),
+        Queries::First => spans.len(),
+    };
+    assert_eq!(q.rows(), expected, "rows of q");
+    let mut reached = 0;
+    for span in spans {
+        assert!(
+            span.start >= reached && span.len <= k.rows(),
+            "sequence {span:?} overlaps the one before it"
+        );
+        reached = span.start + span.len;
+        assert!(reached <= k.rows(), "sequence {span:?} leaves the {} tokens", k.rows());
+    }
+    if let Some((scores, weights)) = spec.mix {
+        let size = spec.heads * spec.heads;
+        assert!(scores.len() == size && weights.len() == size, "a mix of {} heads", spec.heads);
+    }
+    let longest = spans.iter().map(|span| span.len).max().unwrap_or(0);
+    for table in [spec.key_positions, spec.query_positions].into_iter().flatten() {
+        assert_eq!(
+            (table.heads(), table.head_size()),
+            (spec.heads, spec.head_size),
+            "heads of a relative table"
+        );
+        assert!(longest <= spec.len_max, "a sequence of {longest} tokens, but len_max is {}", spec.len_max);
+        assert_eq!(spec.index.len() + 1, 2 * spec.len_max.max(1), "length of the relative index");
+        let most = spec.index.iter().max().copied().unwrap_or(0) as usize;
+        assert!(most < table.rows(), "relative index {most} in a table of {} rows", table.rows());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{assert_same, contexts, matrix, values};
+use crate::{Isa, softmax_row};
+
+/// One problem: tables and q, k, v of the given sizes.
+struct Case {
+    heads: usize,
+    size: usize,
+    lens: Vec<usize>,
+    keys: Option<Matrix>,
+    queries: Option<Matrix>,
+    index: Vec<u32>,
+    len_max: usize,
+    mix: Option<(Vec<f32>, Vec<f32>)>,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+}
+
+impl Case {
+    /// Distances go linearly to `near` from the centre of a table of `2 * half` rows, then by halves.
+    fn new(heads: usize, size: usize, lens: &[usize], (near, half): (i64, i64), seed: u64) -> Case {
+        let len_max = lens.iter().copied().max().unwrap_or(0) + 2;
+        let far = len_max as i64 - 1;
+        let bucket = |d: i64| if d.abs() <= near { d } else { d.signum() * (near + (d.abs() - near) / 2) };
+        let row = |d: i64| (bucket(d) + half).clamp(0, 2 * half - 1) as u32;
+        let tokens = lens.iter().sum::<usize>() + 3;
+        let (cols, table) = (heads * size, 2 * half as usize);
+        Case {
+            heads,
+            size,
+            lens: lens.to_vec(),
+            keys: Some(matrix(table, cols, seed)),
+            queries: Some(matrix(table, cols, seed + 1)),
+            index: (-far..=far).map(row).collect(),
+            len_max,
+            mix: None,
+            q: matrix(tokens, cols, seed + 2),
+            k: matrix(tokens, cols, seed + 3),
+            v: matrix(tokens, cols, seed + 4),
+        }
+    }
+
+    /// One token before the first sequence and one between each of the first three belong to none.
+    fn spans(&self) -> Vec<Span> {
+        let mut start = 1;
+        let span = |(at, &len): (usize, &usize)| {
+            let span = Span { start, len };
+            start += len + usize::from(at < 2);
+            span
+        };
+        self.lens.iter().enumerate().map(span).collect()
+    }
+
+    /// Scaled scores of query i of `span` in head `h`.
+    fn scores(&self, span: Span, i: usize, h: usize) -> Vec<f32> {
+        let cols = h * self.size..(h + 1) * self.size;
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0f32, |acc, (&a, &b)| a.mul_add(b, acc));
+        let q = &self.q.row(span.start + i)[cols.clone()];
+        let score = |j: usize| {
+            let a = self.index[i + self.len_max - 1 - j] as usize;
+            let k = &self.k.row(span.start + j)[cols.clone()];
+            let mut s = dot(q, k);
+            if let Some(table) = &self.keys {
+                s += dot(q, &table.row(a)[cols.clone()]);
+            }
+            if let Some(table) = &self.queries {
+                s += dot(k, &table.row(a)[cols.clone()]);
+            }
+            s * 0.25
+        };
+        (0..span.len).map(score).collect()
+    }
+
+    /// The definition: query i of `span`, `[heads * size]`.
+    fn reference(&self, span: Span, i: usize) -> Vec<f32> {
+        let mixed = |m: &[f32], rows: &[Vec<f32>]| -> Vec<Vec<f32>> {
+            let out = |g: usize, j: usize| {
+                (0..self.heads).fold(0.0, |acc, h| m[g * self.heads + h].mul_add(rows[h][j], acc))
+            };
+            (0..self.heads).map(|g| (0..span.len).map(|j| out(g, j)).collect()).collect()
+        };
+        let mut rows: Vec<Vec<f32>> = (0..self.heads).map(|h| self.scores(span, i, h)).collect();
+        let mut rates = vec![1.0; self.heads];
+        match &self.mix {
+            Some((before, after)) => {
+                rows = mixed(before, &rows);
+                rows.iter_mut().for_each(|row| softmax_row(row));
+                rows = mixed(after, &rows);
+            }
+            None => {
+                for (row, rate) in rows.iter_mut().zip(&mut rates) {
+                    *rate = Isa::Scalar.run(scores::Exp { row }); // 1 / sum; checked against f64 in `softmax`
+                }
+            }
+        }
+        let mut y = vec![0.0f32; self.heads * self.size];
+        for (c, y) in y.iter_mut().enumerate() {
+            for j in 0..span.len {
+                *y = rows[c / self.size][j].mul_add(self.v.row(span.start + j)[c], *y);
+            }
+            *y *= rates[c / self.size];
+        }
+        y
+    }
+
+    fn run(&self, cx: &Context, spans: &[Span], queries: Queries) -> Matrix {
+        let keys = self.keys.as_ref().map(|table| RelativeKeys::pack(table, self.heads));
+        let query_table = self.queries.as_ref().map(|table| RelativeKeys::pack(table, self.heads));
+        let spec = Attention {
+            heads: self.heads,
+            head_size: self.size,
+            scale: 0.25,
+            key_positions: keys.as_ref(),
+            query_positions: query_table.as_ref(),
+            index: &self.index,
+            len_max: self.len_max,
+            mix: self.mix.as_ref().map(|(before, after)| (&before[..], &after[..])),
+        };
+        let first: Vec<f32> = spans.iter().flat_map(|s| self.q.row(s.start).to_vec()).collect();
+        let first = Matrix::from_vec(spans.len(), self.q.cols(), first);
+        let q = if queries == Queries::All { &self.q } else { &first };
+        attend(cx, &spec, q, &self.k, &self.v, spans, queries)
+    }
+
+    /// Every row of every context against the definition (every `step`-th row of long sequences).
+    fn check(&self, step: usize) {
+        let spans = self.spans();
+        let mut expected = Matrix::zeros(self.q.rows(), self.q.cols());
+        for span in &spans {
+            for i in (0..span.len).step_by(step) {
+                expected.row_mut(span.start + i).copy_from_slice(&self.reference(*span, i));
+            }
+        }
+        for cx in contexts() {
+            let what = format!(
+                "{} heads of {}, {:?} on {} {:?}",
+                self.heads, self.size, self.lens, cx.isa, cx.threads
+            );
+            let all = self.run(&cx, &spans, Queries::All);
+            let first = self.run(&cx, &spans, Queries::First);
+            assert_same(all.row(0), expected.row(0), "a token of no sequence");
+            for (s, span) in spans.iter().enumerate() {
+                for i in (0..span.len).step_by(step) {
+                    assert_same(
+                        all.row(span.start + i),
+                        expected.row(span.start + i),
+                        &format!("{what}, query {i}"),
+                    );
+                }
+                if span.len > 0 {
+                    assert_same(first.row(s), all.row(span.start), &format!("first query, {what}"));
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn any_batch_has_the_bits_of_the_definition(
+        heads in 1usize..4, size in 1usize..40, lens in proptest::collection::vec(0usize..60, 1..4),
+        terms in 0usize..4, mixes: bool, near in 1i64..50, seed in 1u64..1000,
+    ) {
+        let mut case = Case::new(heads, size, &lens, (near, 40), seed);
+        case.keys = case.keys.filter(|_| terms & 1 != 0);
+        case.queries = case.queries.filter(|_| terms & 2 != 0);
+        case.mix = mixes.then(|| (values(heads * heads, seed + 7), values(heads * heads, seed + 8)));
+        case.check(1);
+    }
+}
+
+#[test]
+fn the_head_sizes_and_lengths_of_real_models_have_the_bits_of_the_definition() {
+    for (size, lens) in [(12, [1, 2, 16]), (20, [17, 33, 5]), (64, [31, 32, 100]), (64, [129, 8, 47])] {
+        Case::new(2, size, &lens, (16, 24), 5).check(1);
+        Case::new(2, size, &lens, (200, 256), 6).check(1);
+    }
+}
+
+#[test]
+fn a_sequence_of_4096_tokens_has_the_bits_of_the_definition() {
+    Case::new(1, 12, &[4096], (128, 256), 7).check(511);
+}
+
+#[test]
+fn an_index_that_is_not_monotone_is_only_an_index() {
+    let mut case = Case::new(1, 8, &[50, 40], (10, 30), 3);
+    for (d, a) in case.index.iter_mut().enumerate() {
+        *a = (d * d * 7 + d / 3) as u32 % 60;
+    }
+    case.check(1);
+}
+
+#[test]
+fn neighbours_order_and_nan_of_one_sequence_do_not_reach_another() {
+    let case = Case::new(2, 16, &[20, 40, 33], (8, 20), 9);
+    let spans = case.spans();
+    let spoilt = {
+        let mut case = Case::new(2, 16, &[20, 40, 33], (8, 20), 9);
+        case.k.row_mut(spans[1].start + 3)[5] = f32::NAN;
+        case
+    };
+    for cx in contexts() {
+        let all = case.run(&cx, &spans, Queries::All);
+        let bad = spoilt.run(&cx, &spans, Queries::All);
+        for (s, span) in spans.iter().enumerate() {
+            let alone = case.run(&cx, &[*span], Queries::All);
+            for row in span.start..span.start + span.len {
+                assert_same(alone.row(row), all.row(row), "a sequence alone");
+                if s == 1 {
+                    assert!(bad.row(row)[..16].iter().all(|y| y.is_nan()), "a NaN key spoils its head");
+                    assert_same(&bad.row(row)[16..], &all.row(row)[16..], "and no other head");
+                } else {
+                    assert_same(bad.row(row), all.row(row), "nor another sequence");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn either_position_term_can_point_at_the_token_before() {
+    // Only the key at distance +1 scores, so the result is its value.
+    let (len, size) = (40, 16);
+    for content_to_position in [true, false] {
+        let mut case = Case::new(1, size, &[len], (60, 64), 1);
+        let (ones, zeros) = (Matrix::from_vec(len + 3, size, vec![1.0; (len + 3) * size]), Matrix::zeros(len + 3, size));
+        let mut table = Matrix::zeros(128, size);
+        table.row_mut(64 + 1).fill(100.0);
+        (case.q, case.k, case.keys, case.queries) = match content_to_position {
+            true => (ones, zeros, Some(table), None),
+            false => (zeros, ones, None, Some(table)),
+        };
+        let span = case.spans()[0];
+        for cx in contexts() {
+            let y = case.run(&cx, &[span], Queries::All);
+            for i in 1..len {
+                assert_eq!(y.row(span.start + i), case.v.row(span.start + i - 1), "query {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let case = Case::new(1, 8, &[10, 10], (4, 8), 1);
+    let cx = &contexts()[0];
+    let refused = |spans: &[Span]| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.run(cx, spans, Queries::All))).is_err()
+    };
+    let span = |start, len| Span { start, len };
+    assert!(refused(&[span(0, 5), span(4, 2)]), "overlap");
+    assert!(refused(&[span(20, 4)]), "past the end");
+    assert!(refused(&[span(0, 13)]), "longer than len_max");
+    assert!(refused(&[span(1, usize::MAX)]), "overflow");
+    assert!(!refused(&[span(0, 5), span(5, 2)]));
+}

@@ -1,0 +1,298 @@
+//! `y = x wᵀ + b` with int8 weights: `gemm_i8` on quantized rows, `gemm_f32_i8` on float rows.
+//!
+//! The integer sums are exact, so any order gives the same bits. Nothing saturates: VNNI adds four products
+//! straight into i32, AVX2 widens to 16 bits first. Sums may wrap on the way (a zero point of 128 adds up to
+//! 128 times the column sum, which is subtracted again); the corrected sum fits i32 by the bound on `in`.
+
+use crate::lanes::{Kernel, LANES, Simd};
+use crate::matrix::Lines;
+use crate::parallel::{Tile, for_each_tile};
+use crate::rows::QuantizedRows;
+use crate::tiles::{Product, grid, sweep};
+use crate::{Context, Matrix};
+
+/// The definition of [`gemm_i8`] for one output element: codes of an input row and of a weight row.
+#[cfg(test)]
+pub(crate) fn reference(x: &[u8], zero: i32, scale_x: f32, w: &[i8], scale_w: f32, bias: f32) -> f32 {
+    let sum: i64 = x.iter().zip(w).map(|(&x, &w)| (i64::from(x) - i64::from(zero)) * i64::from(w)).sum();
+    let sum = i32::try_from(sum).expect("the bound on `in` keeps sums inside i32");
+    (sum as f32).mul_add(scale_x * scale_w, bias)
+}
+
+/// The definition of [`gemm_f32_i8`] for one output element.
+#[cfg(test)]
+pub(crate) fn reference_f32(x: &[f32], w: &[i8], scale: f32, bias: f32) -> f32 {
+    x.iter().zip(w).fold(0.0f32, |acc, (&x, &w)| x.mul_add(f32::from(w), acc)).mul_add(scale, bias)
+}
+
+/// Codes of one lane word: consecutive k of one output column.
+pub(crate) const GROUP: usize = 4;
+
+/// A weight `[out, in]` as s8 codes with one f32 scale per output column (real units per code).
+///
+/// Panels of 16 output columns; in a panel, a cache line holds 4 consecutive k of each column, which is what
+/// byte dot products read. Columns past `out` and k past `in` are zero.
+#[derive(Clone)]
+pub struct PackedI8 {
+    lines: Lines,
+    scale: Vec<f32>,
+    sums: Vec<i32>, // [out] sum of the codes of a column, for the zero point of the input
+    out: usize,
+    inp: usize,
+}
+
+impl PackedI8 {
+    /// Packs `codes [out, in]`, row-major, with `scale [out]`.
+    ///
+    /// Errors: a sentence, for wrong lengths, a scale that is not finite and > 0 (with its row), and an `in`
+    /// so large that a sum could leave i32: above 66 000, or above 65 793 when a code is -128.
+    pub fn pack(codes: &[i8], scale: &[f32], out: usize, inp: usize) -> Result<PackedI8, String> {
+        const IN_MAX: usize = 66_000; // 255 * 127 * 66 000 < 2^31
+        const IN_MAX_FULL: usize = 65_793; // 255 * 128 * 65 793 < 2^31
+        if Some(codes.len()) != out.checked_mul(inp) || scale.len() != out {
+            let (codes, scale) = (codes.len(), scale.len());
+            return Err(format!("a [{out}, {inp}] weight with {codes} codes and {scale} scales"));
+        }
+        if inp > IN_MAX || inp > IN_MAX_FULL && codes.contains(&i8::MIN) {
+            return Err(format!("a weight with {inp} input columns can overflow 32-bit sums"));
+        }
+        if let Some(row) = scale.iter().position(|s| !(s.is_finite() && *s > 0.0)) {
+            return Err(format!("scale of row {row} is {}: expected a finite number above 0", scale[row]));
+        }
+        let groups = inp.div_ceil(GROUP);
+        let mut lines = Lines::zeroed(out.div_ceil(LANES) * groups * LANES * GROUP);
+        let bytes: &mut [i8] = lines.of_mut();
+        let mut sums = vec![0; out];
+        for j in 0..out {
+            for k in 0..inp {
+                let code = codes[j * inp + k];
+                bytes[byte_of(groups, j, k)] = code;
+                sums[j] += i32::from(code);
+            }
+        }
+        Ok(PackedI8 { lines, scale: scale.to_vec(), sums, out, inp })
+    }
+
+    /// Number of output columns.
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Number of input columns.
+    pub fn inp(&self) -> usize {
+        self.inp
+    }
+
+    /// Real units per code of each output column, `[out]`.
+    pub fn scale(&self) -> &[f32] {
+        &self.scale
+    }
+
+    /// The codes as they were packed, `[out, in]` row-major.
+    pub fn codes(&self) -> Vec<i8> {
+        let (bytes, groups): (&[i8], usize) = (self.lines.of(), self.groups());
+        let at = (0..self.out).flat_map(|j| (0..self.inp).map(move |k| byte_of(groups, j, k)));
+        at.map(|at| bytes[at]).collect()
+    }
+
+    fn groups(&self) -> usize {
+        self.inp.div_ceil(GROUP)
+    }
+
+    /// The lines that hold columns `cols` (which start a panel).
+    fn panels(&self, cols: &std::ops::Range<usize>) -> &[[i32; LANES]] {
+        let groups = self.groups();
+        &self.lines.of()[cols.start / LANES * groups..cols.end.div_ceil(LANES) * groups]
+    }
+}
+
+fn byte_of(groups: usize, j: usize, k: usize) -> usize {
+    ((j / LANES * groups + k / GROUP) * LANES + j % LANES) * GROUP + k % GROUP
+}
+
+impl std::fmt::Debug for PackedI8 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedI8[{}, {}]", self.out, self.inp)
+    }
+}
+
+/// `x [rows, in]` codes times `w [out, in]` codes transposed, plus `bias [out]` -> `[rows, out]`, f32.
+///
+/// `y = fma(f32(sum_k x[k] w[k] - zero * sum_k w[k]), scale_x * scale_w, bias or +0.0)`: the integer sum is
+/// exact, its conversion and the product of the scales are each rounded, then one fma. Panics on unequal
+/// shapes.
+pub fn gemm_i8(cx: &Context, x: &QuantizedRows, w: &PackedI8, bias: Option<&[f32]>) -> Matrix {
+    assert_eq!(x.cols(), w.inp, "input columns of gemm_i8");
+    assert!(bias.is_none_or(|b| b.len() == w.out), "bias of gemm_i8: expected {} values", w.out);
+    let mut y = Matrix::zeros(x.rows(), w.out);
+    let (rows, cols) = grid(&cx.threads, x.rows(), w.out, w.inp);
+    for_each_tile(&cx.threads, &mut y, &rows, &cols, |_, _, mut tile| {
+        let product = I8 {
+            x: &x.words()[tile.rows.start * x.stride_words()..],
+            stride: x.stride_words(),
+            scale_x: &x.scales()[tile.rows.clone()],
+            zero: &x.zeros()[tile.rows.clone()],
+            groups: w.groups(),
+            panels: w.panels(&tile.cols),
+            columns: Columns::of(w, bias, &tile.cols),
+        };
+        cx.isa.run(Sweep { product, out: &mut tile });
+    });
+    y
+}
+
+/// `x [rows, in]` f32 times `w [out, in]` codes transposed, plus `bias [out]` -> `[rows, out]`, f32: only the
+/// weight is quantized.
+///
+/// `acc = +0.0; for k ascending: acc = fma(x[k], f32(code[k]), acc)`, then
+/// `y = fma(acc, scale, bias or +0.0)`. Panics on unequal shapes.
+pub fn gemm_f32_i8(cx: &Context, x: &Matrix, w: &PackedI8, bias: Option<&[f32]>) -> Matrix {
+    assert_eq!(x.cols(), w.inp, "input columns of gemm_f32_i8");
+    assert!(bias.is_none_or(|b| b.len() == w.out), "bias of gemm_f32_i8: expected {} values", w.out);
+    let mut y = Matrix::zeros(x.rows(), w.out);
+    let (rows, cols) = grid(&cx.threads, x.rows(), w.out, w.inp * 4);
+    for_each_tile(&cx.threads, &mut y, &rows, &cols, |_, _, mut tile| {
+        let product = F32I8 {
+            x: &x.as_slice()[tile.rows.start * w.inp..],
+            depth: w.inp,
+            panels: w.panels(&tile.cols),
+            columns: Columns::of(w, bias, &tile.cols),
+        };
+        cx.isa.run(Sweep { product, out: &mut tile });
+    });
+    y
+}
+
+struct Sweep<'a, 'o, P> {
+    product: P,
+    out: &'a mut Tile<'o>,
+}
+
+impl<P: Product> Kernel for Sweep<'_, '_, P> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        sweep(s, &self.product, self.out);
+    }
+}
+
+/// What the last step of a tile needs of its columns.
+struct Columns<'a> {
+    scale: &'a [f32],
+    sums: &'a [i32],
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(w: &'a PackedI8, bias: Option<&'a [f32]>, cols: &std::ops::Range<usize>) -> Columns<'a> {
+        let bias = bias.map(|b| &b[cols.clone()]);
+        Columns { scale: &w.scale[cols.clone()], sums: &w.sums[cols.clone()], bias }
+    }
+
+    #[inline(always)]
+    fn bias<S: Simd>(&self, s: S, cols: std::ops::Range<usize>) -> S::F {
+        match self.bias {
+            Some(bias) => s.load_any(&bias[cols]),
+            None => s.splat(0.0),
+        }
+    }
+}
+
+struct I8<'a> {
+    x: &'a [i32], // rows of `groups` words of four u8 codes, `stride` words apart
+    stride: usize,
+    scale_x: &'a [f32],
+    zero: &'a [i32],
+    groups: usize,
+    panels: &'a [[i32; LANES]],
+    columns: Columns<'a>,
+}
+
+impl Product for I8<'_> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
+        let groups = self.groups;
+        let mut x: [&[i32]; R] = [&[]; R];
+        for r in 0..R {
+            x[r] = &self.x[(row + r) * self.stride..][..groups];
+        }
+        let mut w: [&[[i32; LANES]]; P] = [&[]; P];
+        for p in 0..P {
+            w[p] = &self.panels[(panel + p) * groups..][..groups];
+        }
+        let mut acc = [[s.splat_i(0); P]; R];
+        for g in 0..groups {
+            let mut line = [s.splat_i(0); P];
+            for p in 0..P {
+                line[p] = s.load_i(&w[p][g]);
+            }
+            for r in 0..R {
+                let x = s.splat_i(x[r][g]);
+                for p in 0..P {
+                    acc[r][p] = s.dot4(acc[r][p], x, line[p]);
+                }
+            }
+        }
+        for p in 0..P {
+            let cols = (panel + p) * LANES..((panel + p + 1) * LANES).min(out.cols.len());
+            let scale = s.load_any(&self.columns.scale[cols.clone()]);
+            let sums = s.load_any_i(&self.columns.sums[cols.clone()]);
+            let bias = self.columns.bias(s, cols.clone());
+            for r in 0..R {
+                let shift = s.mul_i(s.splat_i(self.zero[row + r]), sums);
+                let sum = s.float(s.sub_i(acc[r][p], shift));
+                let y = s.fma(sum, s.mul(s.splat(self.scale_x[row + r]), scale), bias);
+                s.store_any(y, &mut out.row(row + r)[cols.clone()]);
+            }
+        }
+    }
+}
+
+struct F32I8<'a> {
+    x: &'a [f32], // rows of `depth` values
+    depth: usize,
+    panels: &'a [[i32; LANES]],
+    columns: Columns<'a>,
+}
+
+impl Product for F32I8<'_> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
+        let (depth, groups) = (self.depth, self.depth.div_ceil(GROUP));
+        let mut x: [&[f32]; R] = [&[]; R];
+        for r in 0..R {
+            x[r] = &self.x[(row + r) * depth..][..depth];
+        }
+        let mut w: [&[[i32; LANES]]; P] = [&[]; P];
+        for p in 0..P {
+            w[p] = &self.panels[(panel + p) * groups..][..groups];
+        }
+        let mut acc = [[s.splat(0.0); P]; R];
+        for g in 0..groups {
+            let mut lines = [[s.splat(0.0); GROUP]; P];
+            for p in 0..P {
+                lines[p] = s.widen4(s.load_i(&w[p][g]));
+            }
+            // A term of padding is left out, not multiplied by zero: -0.0 + 0.0 would change a bit.
+            for k in 0..GROUP.min(depth - g * GROUP) {
+                for r in 0..R {
+                    let x = s.splat(x[r][g * GROUP + k]);
+                    for p in 0..P {
+                        acc[r][p] = s.fma(x, lines[p][k], acc[r][p]);
+                    }
+                }
+            }
+        }
+        for p in 0..P {
+            let cols = (panel + p) * LANES..((panel + p + 1) * LANES).min(out.cols.len());
+            let scale = s.load_any(&self.columns.scale[cols.clone()]);
+            let bias = self.columns.bias(s, cols.clone());
+            for r in 0..R {
+                s.store_any(s.fma(acc[r][p], scale, bias), &mut out.row(row + r)[cols.clone()]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! Sixteen lanes of f32 and i32: the vocabulary that every kernel is written in, once.
+//!
+//! A lanes type is a capability token: it can be made only on a machine that has the instructions, so its
+//! methods need no further check. Each method is one IEEE (or two's complement) operation per lane with the
+//! same result on every implementation; a kernel built from them therefore has the same bits everywhere.
+
+mod scalar;
+pub(crate) use scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+
+/// Lanes of one vector. Part of the numeric contract: row reductions are defined over 16 partial sums.
+pub(crate) const LANES: usize = 16;
+
+/// A computation written once over [`Simd`] and run through [`crate::Isa::run`].
+pub(crate) trait Kernel {
+    type Output;
+    /// Implementations are `#[inline(always)]`, as is all they call: only then is the code compiled for the
+    /// instruction set that the token stands for.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// How many vector registers a matrix kernel may count on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Registers {
+    /// 16 of 8 lanes: one panel of 16 columns takes two.
+    Few,
+    /// 32 of 16 lanes.
+    Many,
+}
+
+/// Sixteen lanes of f32 (`F`) and of i32 (`I`).
+///
+/// To implement it for a new instruction set: a token that only `detect` makes, `enter` which runs a kernel
+/// inside a function compiled for it, and the methods below with exactly the stated lane results.
+pub(crate) trait Simd: Copy {
+    type F: Copy;
+    type I: Copy;
+    const REGISTERS: Registers;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    fn store(self, x: Self::F, to: &mut [f32; LANES]);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`: `b` when either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a < b { a } else { b }`: `b` when either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a < b { x } else { y }`: `y` when either is NaN.
+    fn if_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// `if mask { x } else { y }`, where each lane of `mask` is 0 or -1.
+    fn choose(self, mask: Self::I, x: Self::F, y: Self::F) -> Self::F;
+    fn bits(self, x: Self::F) -> Self::I;
+    fn from_bits(self, x: Self::I) -> Self::F;
+    /// Nearest integer, ties to even. Only for |x| < 2^31: other values differ between machines.
+    fn round(self, x: Self::F) -> Self::I;
+    /// To f32, rounded to nearest, ties to even.
+    fn float(self, x: Self::I) -> Self::F;
+
+    fn splat_i(self, x: i32) -> Self::I;
+    fn load_i(self, x: &[i32; LANES]) -> Self::I;
+    fn store_i(self, x: Self::I, to: &mut [i32; LANES]);
+    /// Wraps.
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Wraps.
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Low 32 bits.
+    fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn min_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn or_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
+    /// `acc + x0*w0 + x1*w1 + x2*w2 + x3*w3` per lane, where the four bytes of a lane of `x` are u8 and those
+    /// of `w` are i8. Exact modulo 2^32: nothing saturates, so every order of additions is the same.
+    fn dot4(self, acc: Self::I, x: Self::I, w: Self::I) -> Self::I;
+    /// Byte 0, 1, 2 and 3 (in memory order) of each lane as i8, converted to f32 (exact).
+    fn widen4(self, w: Self::I) -> [Self::F; 4];
+
+    /// The first `n` <= 16 lanes of `new`, the others of `old`.
+    #[inline(always)]
+    fn first(self, n: usize, new: Self::F, old: Self::F) -> Self::F {
+        let mut mask = [0; LANES];
+        for (l, m) in mask.iter_mut().enumerate() {
+            *m = if l < n { -1 } else { 0 };
+        }
+        self.choose(self.load_i(&mask), new, old)
+    }
+
+    /// At most 16 values, the missing ones +0.0.
+    #[inline(always)]
+    fn load_any(self, x: &[f32]) -> Self::F {
+        if let Ok(all) = x.try_into() {
+            return self.load(all);
+        }
+        let mut all = [0.0; LANES];
+        for (to, from) in all.iter_mut().zip(x) {
+            *to = *from;
+        }
+        self.load(&all)
+    }
+
+    /// At most 16 values, the missing ones 0.
+    #[inline(always)]
+    fn load_any_i(self, x: &[i32]) -> Self::I {
+        let mut all = [0; LANES];
+        for (to, from) in all.iter_mut().zip(x) {
+            *to = *from;
+        }
+        self.load_i(&all)
+    }
+
+    /// The first `to.len()` <= 16 lanes.
+    #[inline(always)]
+    fn store_any(self, x: Self::F, to: &mut [f32]) {
+        if let Ok(all) = to.try_into() {
+            return self.store(x, all);
+        }
+        let mut all = [0.0; LANES];
+        self.store(x, &mut all);
+        for (to, from) in to.iter_mut().zip(&all) {
+            *to = *from;
+        }
+    }
+
+    /// The sum of the lanes by the fixed tree: lane i += lane i+8, then +4, +2, +1.
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        let mut a = [0.0; LANES];
+        self.store(x, &mut a);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                a[i] += a[i + half];
+            }
+        }
+        a[0]
+    }
+
+    /// The largest lane, by the same tree; `max` as above.
+    #[inline(always)]
+    fn largest(self, x: Self::F) -> f32 {
+        let mut a = [0.0; LANES];
+        self.store(x, &mut a);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                a[i] = if a[i] > a[i + half] { a[i] } else { a[i + half] };
+            }
+        }
+        a[0]
+    }
+
+    /// The largest integer lane.
+    #[inline(always)]
+    fn largest_i(self, x: Self::I) -> i32 {
+        let mut a = [0; LANES];
+        self.store_i(x, &mut a);
+        let mut most = a[0];
+        for &v in &a {
+            most = if v > most { v } else { most };
+        }
+        most
+    }
+
+    /// Lanes in 0..=255 as bytes.
+    #[inline(always)]
+    fn store_bytes(self, x: Self::I, to: &mut [u8; LANES]) {
+        let mut a = [0; LANES];
+        self.store_i(x, &mut a);
+        for (to, from) in to.iter_mut().zip(&a) {
+            *to = *from as u8;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! Lanes as two 256-bit registers.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, LANES, Registers, Simd};
+
+/// Proof that this machine has AVX2 and FMA: only [`Avx2::detect`] makes one.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2 {
+    _made_by_detect: (),
+}
+
+impl Avx2 {
+    #[inline]
+    pub fn detect() -> Option<Avx2> {
+        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        has.then_some(Avx2 { _made_by_detect: () })
+    }
+
+    /// Runs `kernel` in a function compiled for these instructions.
+    #[inline]
+    pub fn enter<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma")]
+        fn inside<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: `self` exists, so `detect` found every feature that `inside` enables.
+        unsafe { inside(self, kernel) }
+    }
+}
+
+/// A register operation on values, allowed because `$self` is a token.
+macro_rules! op {
+    ($self:ident, $e:expr) => {{
+        let _token: Avx2 = $self;
+        // SAFETY: a token exists, so `detect` found the features of this register-only instruction.
+        unsafe { $e }
+    }};
+}
+
+type F = [__m256; 2];
+type I = [__m256i; 2];
+
+/// `acc + x . w` over the four bytes of each lane, x u8 and w i8.
+///
+/// `vpmaddubsw` would saturate, so the bytes are widened to 16 bits first: the even bytes of a lane (0 and 2)
+/// and the odd ones (1 and 3) each make one `vpmaddwd`. 2 * 255 * 128 fits i32 easily.
+#[inline(always)]
+fn dot4_half(token: Avx2, acc: __m256i, x: __m256i, w: __m256i) -> __m256i {
+    op!(token, {
+        let x_even = _mm256_and_si256(x, _mm256_set1_epi16(0xff));
+        let x_odd = _mm256_srli_epi16::<8>(x);
+        let w_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w));
+        let w_odd = _mm256_srai_epi16::<8>(w);
+        let even = _mm256_madd_epi16(x_even, w_even);
+        let odd = _mm256_madd_epi16(x_odd, w_odd);
+        _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+    })
+}
+
+/// The byte of each lane that a left shift by `LEFT` brings to the top, as f32.
+#[inline(always)]
+fn widen<const LEFT: i32>(token: Avx2, w: I) -> F {
+    let w = op!(token, [_mm256_slli_epi32::<LEFT>(w[0]), _mm256_slli_epi32::<LEFT>(w[1])]);
+    let w = op!(token, [_mm256_srai_epi32::<24>(w[0]), _mm256_srai_epi32::<24>(w[1])]);
+    op!(token, [_mm256_cvtepi32_ps(w[0]), _mm256_cvtepi32_ps(w[1])])
+}
+
+impl Simd for Avx2 {
+    type F = F;
+    type I = I;
+    const REGISTERS: Registers = Registers::Few;
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> F {
+        // SAFETY: the reference covers both 32-byte halves, unaligned loads are allowed, `self` proves AVX2.
+        unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn store(self, x: F, to: &mut [f32; LANES]) {
+        // SAFETY: the reference covers both 32-byte halves written, and `self` proves AVX2.
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), x[1]);
+        }
+    }
+    #[inline(always)]
+    fn load_i(self, x: &[i32; LANES]) -> I {
+        // SAFETY: the reference covers both 32-byte halves, unaligned loads are allowed, `self` proves AVX2.
+        unsafe { [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(8).cast())] }
+    }
+    #[inline(always)]
+    fn store_i(self, x: I, to: &mut [i32; LANES]) {
+        // SAFETY: the reference covers both 32-byte halves written, and `self` proves AVX2.
+        unsafe {
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), x[0]);
+            _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), x[1]);
+        }
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> F {
+        op!(self, [_mm256_set1_ps(x), _mm256_set1_ps(x)])
+    }
+    #[inline(always)]
+    fn add(self, a: F, b: F) -> F {
+        op!(self, [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn sub(self, a: F, b: F) -> F {
+        op!(self, [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn mul(self, a: F, b: F) -> F {
+        op!(self, [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn div(self, a: F, b: F) -> F {
+        op!(self, [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn max(self, a: F, b: F) -> F {
+        op!(self, [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn min(self, a: F, b: F) -> F {
+        op!(self, [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn fma(self, a: F, b: F, c: F) -> F {
+        op!(self, [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+    }
+    #[inline(always)]
+    fn if_less(self, a: F, b: F, x: F, y: F) -> F {
+        op!(
+            self,
+            [
+                _mm256_blendv_ps(y[0], x[0], _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0])),
+                _mm256_blendv_ps(y[1], x[1], _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1]))
+            ]
+        )
+    }
+    #[inline(always)]
+    fn choose(self, mask: I, x: F, y: F) -> F {
+        op!(
+            self,
+            [
+                _mm256_blendv_ps(y[0], x[0], _mm256_castsi256_ps(mask[0])),
+                _mm256_blendv_ps(y[1], x[1], _mm256_castsi256_ps(mask[1]))
+            ]
+        )
+    }
+    #[inline(always)]
+    fn bits(self, x: F) -> I {
+        op!(self, [_mm256_castps_si256(x[0]), _mm256_castps_si256(x[1])])
+    }
+    #[inline(always)]
+    fn from_bits(self, x: I) -> F {
+        op!(self, [_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1])])
+    }
+    #[inline(always)]
+    fn round(self, x: F) -> I {
+        // vcvtps2dq rounds by MXCSR, so the rounding is done by an instruction that names its mode.
+        const EVEN: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        let x = op!(self, [_mm256_round_ps::<EVEN>(x[0]), _mm256_round_ps::<EVEN>(x[1])]);
+        op!(self, [_mm256_cvttps_epi32(x[0]), _mm256_cvttps_epi32(x[1])])
+    }
+    #[inline(always)]
+    fn float(self, x: I) -> F {
+        op!(self, [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])])
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> I {
+        op!(self, [_mm256_set1_epi32(x), _mm256_set1_epi32(x)])
+    }
+    #[inline(always)]
+    fn add_i(self, a: I, b: I) -> I {
+        op!(self, [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn sub_i(self, a: I, b: I) -> I {
+        op!(self, [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn mul_i(self, a: I, b: I) -> I {
+        op!(self, [_mm256_mullo_epi32(a[0], b[0]), _mm256_mullo_epi32(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn max_i(self, a: I, b: I) -> I {
+        op!(self, [_mm256_max_epi32(a[0], b[0]), _mm256_max_epi32(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn min_i(self, a: I, b: I) -> I {
+        op!(self, [_mm256_min_epi32(a[0], b[0]), _mm256_min_epi32(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn and_i(self, a: I, b: I) -> I {
+        op!(self, [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn or_i(self, a: I, b: I) -> I {
+        op!(self, [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: I) -> I {
+        let count = op!(self, _mm_cvtsi32_si128(N as i32));
+        op!(self, [_mm256_sll_epi32(a[0], count), _mm256_sll_epi32(a[1], count)])
+    }
+    #[inline(always)]
+    fn dot4(self, acc: I, x: I, w: I) -> I {
+        [dot4_half(self, acc[0], x[0], w[0]), dot4_half(self, acc[1], x[1], w[1])]
+    }
+    #[inline(always)]
+    fn widen4(self, w: I) -> [F; 4] {
+        [widen::<24>(self, w), widen::<16>(self, w), widen::<8>(self, w), widen::<0>(self, w)]
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: I, to: &mut [u8; LANES]) {
+        // Packing works within 128-bit lanes; 0xd8 puts the four quarters back in order.
+        let words = op!(self, _mm256_permute4x64_epi64::<0xd8>(_mm256_packus_epi32(x[0], x[1])));
+        let halves = op!(self, [_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words)]);
+        // SAFETY: the reference covers the 16 bytes written, and `self` proves AVX2.
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_packus_epi16(halves[0], halves[1])) }
+    }
+}

@@ -1,0 +1,186 @@
+//! Lanes as one 512-bit register, with the VNNI byte dot product.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, LANES, Registers, Simd};
+
+/// Proof that this machine has AVX-512 F, BW, VL, DQ and VNNI: only [`Avx512::detect`] makes one.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512 {
+    _made_by_detect: (),
+}
+
+impl Avx512 {
+    #[inline]
+    pub fn detect() -> Option<Avx512> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma");
+        has.then_some(Avx512 { _made_by_detect: () })
+    }
+
+    /// Runs `kernel` in a function compiled for these instructions.
+    #[inline]
+    pub fn enter<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
+        fn inside<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: `self` exists, so `detect` found every feature that `inside` enables.
+        unsafe { inside(self, kernel) }
+    }
+}
+
+/// A register operation on values, allowed because `$self` is a token.
+macro_rules! op {
+    ($self:ident, $e:expr) => {{
+        let _token: Avx512 = $self;
+        // SAFETY: a token exists, so `detect` found the features of this register-only instruction.
+        unsafe { $e }
+    }};
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    const REGISTERS: Registers = Registers::Many;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        op!(self, _mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> __m512 {
+        // SAFETY: the reference covers the 64 bytes read, unaligned loads are allowed, and `self` proves AVX-512.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, x: __m512, to: &mut [f32; LANES]) {
+        // SAFETY: the reference covers the 64 bytes written, and `self` proves AVX-512.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        op!(self, _mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        op!(self, _mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        op!(self, _mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        op!(self, _mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        op!(self, _mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        op!(self, _mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        op!(self, _mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn if_less(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        op!(self, _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x))
+    }
+    #[inline(always)]
+    fn choose(self, mask: __m512i, x: __m512, y: __m512) -> __m512 {
+        op!(self, _mm512_mask_blend_ps(_mm512_movepi32_mask(mask), y, x))
+    }
+    #[inline(always)]
+    fn bits(self, x: __m512) -> __m512i {
+        op!(self, _mm512_castps_si512(x))
+    }
+    #[inline(always)]
+    fn from_bits(self, x: __m512i) -> __m512 {
+        op!(self, _mm512_castsi512_ps(x))
+    }
+    #[inline(always)]
+    fn round(self, x: __m512) -> __m512i {
+        op!(self, _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x))
+    }
+    #[inline(always)]
+    fn float(self, x: __m512i) -> __m512 {
+        op!(self, _mm512_cvtepi32_ps(x))
+    }
+
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        op!(self, _mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn load_i(self, x: &[i32; LANES]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read, unaligned loads are allowed, and `self` proves AVX-512.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn store_i(self, x: __m512i, to: &mut [i32; LANES]) {
+        // SAFETY: the reference covers the 64 bytes written, and `self` proves AVX-512.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
+    }
+    #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(self, _mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn sub_i(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(self, _mm512_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn mul_i(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(self, _mm512_mullo_epi32(a, b))
+    }
+    #[inline(always)]
+    fn max_i(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(self, _mm512_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn min_i(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(self, _mm512_min_epi32(a, b))
+    }
+    #[inline(always)]
+    fn and_i(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(self, _mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn or_i(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(self, _mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: __m512i) -> __m512i {
+        op!(self, _mm512_slli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn dot4(self, acc: __m512i, x: __m512i, w: __m512i) -> __m512i {
+        op!(self, _mm512_dpbusd_epi32(acc, x, w))
+    }
+    #[inline(always)]
+    fn widen4(self, w: __m512i) -> [__m512; 4] {
+        op!(
+            self,
+            [
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(w))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<16>(w))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<8>(w))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(w)),
+            ]
+        )
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: __m512i, to: &mut [u8; LANES]) {
+        // SAFETY: the reference covers the 16 bytes written, and `self` proves AVX-512.
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)) }
+    }
+}

@@ -1,0 +1,121 @@
+//! Every lanes type against the array-backed one, operation by operation.
+
+use super::*;
+use crate::Isa;
+
+/// All operations on some inputs, as bits.
+struct Everything {
+    a: [f32; LANES],
+    b: [f32; LANES],
+    c: [f32; LANES],
+}
+
+impl Kernel for Everything {
+    type Output = Vec<[i32; LANES]>;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        let (a, b, c) = (s.load(&self.a), s.load(&self.b), s.load(&self.c));
+        let (i, j) = (s.bits(a), s.bits(b));
+        let small = s.min(s.max(c, s.splat(-1e6)), s.splat(1e6)); // a NaN becomes -1e6
+        let floats = [
+            s.splat(self.a[3]),
+            s.add(a, b),
+            s.sub(a, b),
+            s.mul(a, b),
+            s.div(a, b),
+            s.fma(a, b, c),
+            s.if_less(a, b, c, a),
+            s.choose(s.load_i(&[0, -1, -1, 0, 0, 0, -1, 0, -1, -1, -1, 0, 0, -1, 0, -1]), a, b),
+            s.float(i),
+            s.from_bits(s.bits(c)),
+            s.first(5, a, b),
+            s.load_any(&self.a[..11]),
+            s.widen4(i)[0],
+            s.widen4(i)[1],
+            s.widen4(i)[2],
+            s.widen4(i)[3],
+            s.splat(s.sum(c)),
+        ];
+        let exact = [s.max(a, b), s.min(a, b), s.splat(s.largest(a))];
+        let ints = [
+            s.splat_i(self.a[3].to_bits() as i32),
+            s.round(small),
+            s.add_i(i, j),
+            s.sub_i(i, j),
+            s.mul_i(i, j),
+            s.max_i(i, j),
+            s.min_i(i, j),
+            s.and_i(i, j),
+            s.or_i(i, j),
+            s.shl_i::<23>(i),
+            s.dot4(s.bits(c), i, j),
+            s.splat_i(s.largest_i(i)),
+        ];
+        let mut out = Vec::new();
+        for f in floats {
+            let mut to = [0.0; LANES];
+            s.store(f, &mut to);
+            // The bits of a NaN are the one thing that machines may differ in.
+            out.push(to.map(|x: f32| if x.is_nan() { i32::MAX } else { x.to_bits() as i32 }));
+        }
+        for f in exact {
+            let mut to = [0.0; LANES];
+            s.store(f, &mut to);
+            out.push(to.map(|x: f32| x.to_bits() as i32));
+        }
+        for i in ints {
+            let mut to = [0; LANES];
+            s.store_i(i, &mut to);
+            out.push(to);
+        }
+        let mut bytes = [0; LANES];
+        s.store_bytes(s.and_i(i, s.splat_i(255)), &mut bytes);
+        out.push(bytes.map(i32::from));
+        let mut tail = [7.0; 9];
+        s.store_any(a, &mut tail);
+        out.push(std::array::from_fn(|l| if l < 9 { tail[l].to_bits() as i32 } else { 0 }));
+        out
+    }
+}
+
+#[test]
+fn every_lanes_operation_has_the_bits_of_the_array_one() {
+    let special =
+        [0.0, -0.0, 1.0, 2.5, -2.5, 3.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40, -1e-40, 0.5];
+    let mut inputs: Vec<f32> = crate::testing::values(4000, 1);
+    for x in special {
+        inputs.extend(special.iter().flat_map(|y| [x, *y]));
+    }
+    inputs.extend((0..4000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761))));
+    let at = |from: usize| std::array::from_fn(|l| inputs[(from + l) % inputs.len()]);
+    for from in 0..inputs.len() {
+        let case = || Everything { a: at(from), b: at(from * 7 + 1), c: at(from * 3 + 5) };
+        let expected = Isa::Scalar.run(case());
+        for isa in Isa::available() {
+            for (op, (found, expected)) in isa.run(case()).iter().zip(&expected).enumerate() {
+                assert_eq!(found, expected, "operation {op} on {isa}, inputs from {from}");
+            }
+        }
+    }
+}
+
+#[test]
+fn dot4_is_exact_at_the_extremes() {
+    struct Dot(u8, i8);
+    impl Kernel for Dot {
+        type Output = i32;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> i32 {
+            let x = s.splat_i(i32::from_ne_bytes([self.0; 4]));
+            let w = s.splat_i(i32::from_ne_bytes([self.1 as u8; 4]));
+            let mut to = [0; LANES];
+            s.store_i(s.dot4(s.splat_i(1), x, w), &mut to);
+            to[15]
+        }
+    }
+    for isa in Isa::available() {
+        for (x, w) in [(255, 127), (255, -128), (255, -127), (0, -128), (128, -1), (1, -128)] {
+            assert_eq!(isa.run(Dot(x, w)), 1 + 4 * i32::from(x) * i32::from(w), "{x} * {w} on {isa}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Kernels over the rows of a matrix: one row is computed by one thread, from start to end.
+
+mod activation;
+mod layer_norm;
+pub(crate) mod math;
+mod quantize;
+mod softmax;
+
+pub use activation::{Activation, activate, add};
+pub use layer_norm::{add_layer_norm, layer_norm};
+pub use quantize::{QuantizedRows, RowGrid, quantize_rows, quantize_weight_rows};
+pub(crate) use softmax::exp_sum;
+pub use softmax::softmax_row;
+
+/// Least rows of `cols` values for a thread of its own: below this, waking it costs more than the work.
+pub(crate) fn least_rows(cols: usize) -> usize {
+    (8192 / cols.max(1)).max(1)
+}

@@ -1,0 +1,237 @@
+//! Rows of numbers to rows of 8-bit codes, each row with its own scale: the meaning of rounding.
+//!
+//! `code = clamp(round(x * r) + zero)` with `r = 1 / scale` rounded to f32, ties to even, rounding before
+//! the zero point is added. A row whose scale would not be a normal number (all zero, or next to it) has
+//! scale 1 and the codes of zero. A row with a NaN or an infinity has scale NaN, so whatever is computed
+//! from it is NaN and can be reported.
+
+use crate::lanes::{Kernel, LANES, Simd};
+use crate::matrix::Lines;
+use crate::rows::least_rows;
+use crate::{Context, Matrix};
+
+/// How the values of a row are laid onto codes 0..=255.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowGrid {
+    /// `scale = max|x| / 127`, zero at code 128, codes 1..=255.
+    Symmetric,
+    /// `lo = min(x, 0), hi = max(x, 0), scale = (hi - lo) / 255`, zero at `clamp(-round(lo / scale), 0, 255)`.
+    Asymmetric,
+}
+
+/// `[rows, cols]` u8 codes with an f32 scale (real units per code) and an i32 zero point per row.
+///
+/// `x ~ (code - zero) * scale`. Rows are padded to a multiple of 64 codes.
+#[derive(Clone)]
+pub struct QuantizedRows {
+    codes: Lines,
+    scale: Vec<f32>,
+    zero: Vec<i32>,
+    cols: usize,
+}
+
+impl QuantizedRows {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.scale.len()
+    }
+
+    /// Number of columns, without padding.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Codes of row `i`, `[cols]`.
+    pub fn codes(&self, i: usize) -> &[u8] {
+        &self.codes.of()[i * self.stride()..][..self.cols]
+    }
+
+    /// Real units per code of row `i`; NaN if the row was not finite.
+    pub fn scale(&self, i: usize) -> f32 {
+        self.scale[i]
+    }
+
+    /// The code that means 0 in row `i`.
+    pub fn zero(&self, i: usize) -> i32 {
+        self.zero[i]
+    }
+
+    /// The values that the codes stand for, `[rows, cols]`: `f32(code - zero) * scale`.
+    pub fn dequantize(&self) -> Matrix {
+        let mut x = Matrix::zeros(self.rows(), self.cols);
+        for i in 0..self.rows() {
+            for (x, &code) in x.row_mut(i).iter_mut().zip(self.codes(i)) {
+                *x = (i32::from(code) - self.zero[i]) as f32 * self.scale[i];
+            }
+        }
+        x
+    }
+
+    fn stride(&self) -> usize {
+        self.cols.next_multiple_of(64)
+    }
+
+    /// All codes, four to a word, rows `stride_words` apart.
+    pub(crate) fn words(&self) -> &[i32] {
+        self.codes.of()
+    }
+
+    pub(crate) fn stride_words(&self) -> usize {
+        self.stride() / 4
+    }
+
+    pub(crate) fn scales(&self) -> &[f32] {
+        &self.scale
+    }
+
+    pub(crate) fn zeros(&self) -> &[i32] {
+        &self.zero
+    }
+}
+
+impl std::fmt::Debug for QuantizedRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "QuantizedRows[{}, {}]", self.rows(), self.cols)
+    }
+}
+
+/// The scale and zero point of a row with the given range, and whether its codes are all `zero`.
+struct Fit {
+    scale: f32,
+    zero: i32,
+    flat: bool,
+}
+
+impl Fit {
+    /// `most` is max|x|, and `lo <= 0 <= hi` the range (only looked at if asymmetric).
+    fn of(grid: RowGrid, most: f32, lo: f32, hi: f32) -> Fit {
+        let (scale, resting) = match grid {
+            RowGrid::Symmetric => (most / 127.0, 128),
+            RowGrid::Asymmetric => ((hi - lo) / 255.0, 0),
+        };
+        // `most` is looked at too: a NaN can hide from min and max, never from the bits of max|x|.
+        if !(most.is_finite() && scale.is_finite()) {
+            return Fit { scale: f32::NAN, zero: resting, flat: true };
+        }
+        if scale < f32::MIN_POSITIVE {
+            return Fit { scale: 1.0, zero: resting, flat: true };
+        }
+        let zero = match grid {
+            RowGrid::Symmetric => 128,
+            RowGrid::Asymmetric => (-(lo / scale).round_ties_even() as i32).clamp(0, 255),
+        };
+        Fit { scale, zero, flat: false }
+    }
+}
+
+/// The definition for one row: codes, scale and zero point.
+#[cfg(test)]
+pub(crate) fn reference(row: &[f32], grid: RowGrid) -> (Vec<u8>, f32, i32) {
+    let most = row.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
+    let lo = row.iter().fold(0.0f32, |lo, &x| lo.min(x));
+    let hi = row.iter().fold(0.0f32, |hi, &x| hi.max(x));
+    let fit = Fit::of(grid, f32::from_bits(most), lo, hi);
+    let least = if grid == RowGrid::Symmetric { 1 } else { 0 };
+    let r = 1.0 / fit.scale;
+    let code = |&x: &f32| ((x * r).round_ties_even() as i32 + fit.zero).clamp(least, 255) as u8;
+    let codes = if fit.flat { vec![fit.zero as u8; row.len()] } else { row.iter().map(code).collect() };
+    (codes, fit.scale, fit.zero)
+}
+
+/// Codes of each row of `x [rows, cols]` on its own grid.
+///
+/// `r = 1 / scale; code = clamp(round(x * r) + zero, 0 or 1, 255)`, round to nearest, ties to even.
+pub fn quantize_rows(cx: &Context, x: &Matrix, grid: RowGrid) -> QuantizedRows {
+    let (rows, cols) = (x.rows(), x.cols());
+    let stride = cols.next_multiple_of(64);
+    let mut codes = Lines::zeroed(rows * stride);
+    let (mut scale, mut zero) = (vec![1.0; rows], vec![0; rows]);
+    if stride == 0 {
+        zero.fill(Fit::of(grid, 0.0, 0.0, 0.0).zero);
+    } else {
+        let bytes: &mut [u8] = codes.of_mut();
+        let parts = bytes.chunks_exact_mut(stride).zip(scale.iter_mut().zip(&mut zero));
+        let mut parts: Vec<_> = parts.collect();
+        cx.threads.for_each_rows(&mut parts, 1, least_rows(cols), |first, parts| {
+            for (i, (codes, (scale, zero))) in parts.iter_mut().enumerate() {
+                let fit = cx.isa.run(QuantizeRow { row: x.row(first + i), grid, codes });
+                (**scale, **zero) = (fit.scale, fit.zero);
+            }
+        });
+    }
+    QuantizedRows { codes, scale, zero, cols }
+}
+
+struct QuantizeRow<'a> {
+    row: &'a [f32],
+    grid: RowGrid,
+    codes: &'a mut [u8], // the padded row
+}
+
+impl Kernel for QuantizeRow<'_> {
+    type Output = Fit;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Fit {
+        let (full, rest) = self.row.as_chunks::<LANES>();
+        let (mut most, mut lo, mut hi) = (s.splat_i(0), s.splat(0.0), s.splat(0.0));
+        for x in full {
+            let x = s.load(x);
+            most = s.max_i(most, s.and_i(s.bits(x), s.splat_i(i32::MAX)));
+            lo = s.min(lo, x);
+            hi = s.max(hi, x);
+        }
+        // The tail is filled with +0.0, which changes none of the three.
+        let x = s.load_any(rest);
+        most = s.max_i(most, s.and_i(s.bits(x), s.splat_i(i32::MAX)));
+        lo = s.min(lo, x);
+        hi = s.max(hi, x);
+        let most = f32::from_bits(s.largest_i(most) as u32);
+        let lo = -s.largest(s.sub(s.splat(0.0), lo));
+        let fit = Fit::of(self.grid, most, lo, s.largest(hi));
+
+        if fit.flat {
+            self.codes.fill(fit.zero as u8);
+            return fit;
+        }
+        let (r, zero) = (s.splat(1.0 / fit.scale), s.splat_i(fit.zero));
+        let least = s.splat_i(if self.grid == RowGrid::Symmetric { 1 } else { 0 });
+        let most = s.splat_i(255);
+        let (codes, _) = self.codes.as_chunks_mut::<LANES>();
+        for (x, codes) in full.iter().zip(codes.iter_mut()) {
+            let code = s.add_i(s.round(s.mul(s.load(x), r)), zero);
+            s.store_bytes(s.min_i(s.max_i(code, least), most), codes);
+        }
+        if !rest.is_empty() {
+            let code = s.add_i(s.round(s.mul(s.load_any(rest), r)), zero);
+            s.store_bytes(s.min_i(s.max_i(code, least), most), &mut codes[full.len()]);
+        }
+        fit
+    }
+}
+
+/// Codes and scales of `weight [rows, cols]`, one scale per row (an output channel): `([rows * cols], [rows])`.
+///
+/// `scale = max|w| / 127; r = 1 / scale; code = clamp(round(w * r), -127, 127)`, ties to even. A row whose
+/// scale is below the smallest normal number has scale 1 and codes 0; a row that is not finite has scale NaN
+/// and codes 0, which `PackedI8::pack` refuses. Panics unless `weight.len() == rows * cols`.
+pub fn quantize_weight_rows(weight: &[f32], rows: usize, cols: usize) -> (Vec<i8>, Vec<f32>) {
+    assert_eq!(weight.len(), rows * cols, "values of a [{rows}, {cols}] weight");
+    let mut codes = vec![0; weight.len()];
+    let mut scales = Vec::with_capacity(rows);
+    for i in 0..rows {
+        let (row, codes) = (&weight[i * cols..(i + 1) * cols], &mut codes[i * cols..(i + 1) * cols]);
+        let most = row.iter().map(|w| w.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
+        let fit = Fit::of(RowGrid::Symmetric, f32::from_bits(most), 0.0, 0.0);
+        scales.push(fit.scale);
+        if !fit.flat {
+            let r = 1.0 / fit.scale;
+            for (code, w) in codes.iter_mut().zip(row) {
+                *code = (w * r).round_ties_even().clamp(-127.0, 127.0) as i8;
+            }
+        }
+    }
+    (codes, scales)
+}
+
+#[cfg(test)]
+mod tests;

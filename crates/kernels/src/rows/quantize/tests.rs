@@ -1,0 +1,92 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{contexts, matrix, values};
+
+fn check(x: &Matrix) {
+    for grid in [RowGrid::Symmetric, RowGrid::Asymmetric] {
+        let expected: Vec<_> = (0..x.rows()).map(|i| reference(x.row(i), grid)).collect();
+        for cx in contexts() {
+            let q = quantize_rows(&cx, x, grid);
+            assert_eq!((q.rows(), q.cols()), (x.rows(), x.cols()));
+            for (i, (codes, scale, zero)) in expected.iter().enumerate() {
+                let what =
+                    format!("row {i} of {} columns, {grid:?} on {} {:?}", x.cols(), cx.isa, cx.threads);
+                assert_eq!(q.codes(i), codes, "{what}");
+                assert_eq!((q.scale(i).to_bits(), q.zero(i)), (scale.to_bits(), *zero), "{what}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn any_shape_has_the_reference_codes(rows in 1usize..50, cols in 1usize..300, seed in 1u64..1000) {
+        check(&matrix(rows, cols, seed));
+    }
+}
+
+#[test]
+fn codes_are_within_half_a_step_of_the_value() {
+    let x = matrix(20, 100, 5);
+    let cx = &contexts()[0];
+    for (grid, steps) in [(RowGrid::Symmetric, 0.5001), (RowGrid::Asymmetric, 1.0001)] {
+        let q = quantize_rows(cx, &x, grid);
+        let y = q.dequantize();
+        for i in 0..20 {
+            for (x, y) in x.row(i).iter().zip(y.row(i)) {
+                assert!((x - y).abs() <= steps * q.scale(i), "{grid:?} {x} {y} {}", q.scale(i));
+            }
+        }
+    }
+}
+
+#[test]
+fn special_rows_have_the_defined_scale_and_codes() {
+    let cols = 35;
+    let mut x = Matrix::zeros(8, cols);
+    x.row_mut(1)[34] = f32::NAN;
+    x.row_mut(2)[0] = f32::NEG_INFINITY;
+    x.row_mut(3).fill(-1e-42);
+    x.row_mut(4).copy_from_slice(&values(cols, 2));
+    x.row_mut(4)[20] = -2.9e38;
+    x.row_mut(5).fill(-7.0);
+    x.row_mut(6).fill(7.0);
+    x.row_mut(7).copy_from_slice(&[3.0e38; 35]);
+    x.row_mut(7)[0] = -3.0e38;
+    check(&x);
+    for cx in contexts() {
+        let (s, a) =
+            (quantize_rows(&cx, &x, RowGrid::Symmetric), quantize_rows(&cx, &x, RowGrid::Asymmetric));
+        for i in [0, 3] {
+            assert_eq!((s.scale(i), s.zero(i), a.scale(i), a.zero(i)), (1.0, 128, 1.0, 0), "row {i}");
+            assert!(s.codes(i).iter().all(|&c| c == 128) && a.codes(i).iter().all(|&c| c == 0));
+        }
+        for i in [1, 2] {
+            assert!(s.scale(i).is_nan() && a.scale(i).is_nan(), "row {i}");
+            assert!(s.dequantize().row(i).iter().all(|x| x.is_nan()));
+        }
+        assert!(a.scale(7).is_nan() && s.scale(7).is_finite(), "a range that leaves f32 has no grid");
+        assert!(s.codes(5).iter().all(|&c| c == 1) && s.codes(6).iter().all(|&c| c == 255));
+        assert_eq!((a.zero(5), a.codes(5)[0], a.zero(6), a.codes(6)[0]), (255, 0, 0, 255));
+        // The outlier takes an end of the grid, and the rest of the row collapses to zero.
+        assert_eq!((s.codes(4)[20], s.codes(4)[0], a.codes(4)[20], a.zero(4)), (1, 128, 0, 255));
+    }
+}
+
+#[test]
+fn ties_go_to_even_and_weights_keep_off_minus_128() {
+    // scale = 127 / 127 = 1: codes are the rounded values.
+    let w = [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, -127.0];
+    let (codes, scale) = quantize_weight_rows(&w, 1, 8);
+    assert_eq!((codes, scale), (vec![127, 0, 2, 2, 0, -2, -126, -127], vec![1.0]));
+    let weight = [vec![0.0; 8], vec![1e-44; 8], vec![f32::NAN; 8], vec![-3.4e38; 8]].concat();
+    let (codes, scale) = quantize_weight_rows(&weight, 4, 8);
+    assert_eq!(codes, [vec![0; 24], vec![-127; 8]].concat());
+    assert_eq!((scale[0], scale[1], scale[2].is_nan(), scale[3]), (1.0, 1.0, true, 3.4e38 / 127.0));
+    // The smallest rows that have a grid of their own: 1 / scale is still finite.
+    let least = 127.0 * f32::MIN_POSITIVE;
+    let (codes, scale) = quantize_weight_rows(&[least, least / 127.0], 1, 2);
+    assert_eq!((codes, scale), (vec![127, 1], vec![f32::MIN_POSITIVE]));
+}

@@ -1,0 +1,29 @@
+//! What an encoder computes: configuration, one forward definition, heads. Pure: no files, no text.
+//!
+//! Reading order: [`config`] (what a checkpoint says it is), [`site`] (names of places), [`batch`],
+//! [`engine`] (the verbs), [`forward`](mod@forward) (the network, one page), [`linear`] and [`model`]
+//! (how weights are stored), [`native`] (the verbs on this machine).
+//!
+//! Invariant: there is one forward. `tidy` checks that the verbs of [`Engine`] are called from
+//! `forward.rs` and from implementations of `Engine` only.
+
+pub mod batch;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod forward;
+pub mod linear;
+pub mod model;
+pub mod native;
+pub mod relative;
+pub mod site;
+
+pub use batch::{Batch, Sequence};
+pub use config::{Architecture, EmbeddingProjection, Family, Reading, Task};
+pub use engine::{Engine, Rows};
+pub use error::{Error, Kind, Result};
+pub use forward::{encode, forward, forward_rows};
+pub use linear::{FloatFormat, Linear, Norm, Table};
+pub use model::{Model, TalkingHeads, Weights};
+pub use native::Native;
+pub use site::{HeadSlot, Site, Slot};

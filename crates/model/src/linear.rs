@@ -1,0 +1,168 @@
+//! How weights are stored, and what each storage does with activations. Quantizing a model replaces
+//! variants here; the forward does not change.
+
+use qberta_kernels::{
+    Context, Matrix, PackedF32, PackedI8, RowGrid, gemm_f32, gemm_f32_i8, gemm_i8, mapped::Bytes, quantize_rows,
+};
+
+/// A linear layer `y = x Wᵀ + b`, `W [out, in]`.
+#[derive(Clone, Debug)]
+pub enum Linear {
+    /// Float weights.
+    F32 {
+        /// Packed weights.
+        weight: PackedF32,
+        /// `[out]`.
+        bias: Option<Vec<f32>>,
+    },
+    /// Int8 weights per output channel, activations quantized per token while running (W8A8 dynamic).
+    Int8 {
+        /// Packed codes and scales.
+        weight: PackedI8,
+        /// `[out]`, added in f32.
+        bias: Option<Vec<f32>>,
+        /// How a row of activations becomes codes.
+        input: RowGrid,
+    },
+    /// Int8 weights per output channel, float activations.
+    WeightInt8 {
+        /// Packed codes and scales.
+        weight: PackedI8,
+        /// `[out]`.
+        bias: Option<Vec<f32>>,
+    },
+}
+
+impl Linear {
+    /// `x [rows, in]` to `[rows, out]`.
+    pub fn forward(&self, cx: &Context, x: &Matrix) -> Matrix {
+        match self {
+            Linear::F32 { weight, bias } => gemm_f32(cx, x, weight, bias.as_deref()),
+            Linear::Int8 { weight, bias, input } => {
+                gemm_i8(cx, &quantize_rows(cx, x, *input), weight, bias.as_deref())
+            }
+            Linear::WeightInt8 { weight, bias } => gemm_f32_i8(cx, x, weight, bias.as_deref()),
+        }
+    }
+
+    /// The same with activations kept in f32: what runs once at load is not worth an error of its own.
+    pub fn forward_float_input(&self, cx: &Context, x: &Matrix) -> Matrix {
+        match self {
+            Linear::Int8 { weight, bias, .. } => gemm_f32_i8(cx, x, weight, bias.as_deref()),
+            _ => self.forward(cx, x),
+        }
+    }
+
+    /// Outputs and inputs.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Linear::F32 { weight, .. } => (weight.out(), weight.inp()),
+            Linear::Int8 { weight, .. } | Linear::WeightInt8 { weight, .. } => (weight.out(), weight.inp()),
+        }
+    }
+}
+
+/// The element type of a float table kept as file bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FloatFormat {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl FloatFormat {
+    /// Bytes per element.
+    pub fn bytes(self) -> usize {
+        match self {
+            FloatFormat::F32 => 4,
+            FloatFormat::F16 | FloatFormat::Bf16 => 2,
+        }
+    }
+}
+
+/// An embedding table `[rows, width]`, read row by row where it lies; never expanded.
+#[derive(Clone, Debug)]
+pub struct Table {
+    rows: usize,
+    width: usize,
+    cells: Cells,
+}
+
+#[derive(Clone, Debug)]
+enum Cells {
+    Float { format: FloatFormat, bytes: Bytes },
+    Int8 { codes: Bytes, scale: Vec<f32> },
+}
+
+impl Table {
+    /// A float table over little-endian `bytes`.
+    ///
+    /// `None` if the byte count does not fit the shape.
+    pub fn float(rows: usize, width: usize, format: FloatFormat, bytes: Bytes) -> Option<Table> {
+        let fits = rows.checked_mul(width)?.checked_mul(format.bytes())? == bytes.len();
+        fits.then_some(Table { rows, width, cells: Cells::Float { format, bytes } })
+    }
+
+    /// A table of int8 codes with one scale per row.
+    ///
+    /// `None` if the counts do not fit the shape.
+    pub fn int8(rows: usize, width: usize, codes: Bytes, scale: Vec<f32>) -> Option<Table> {
+        let fits = rows.checked_mul(width)? == codes.len() && scale.len() == rows;
+        fits.then_some(Table { rows, width, cells: Cells::Int8 { codes, scale } })
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Writes row `row` into `out`, `[width]`. Int8: `code * scale`.
+    pub fn read(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.width);
+        let cells = row * self.width..(row + 1) * self.width;
+        match &self.cells {
+            Cells::Int8 { codes, scale } => {
+                let scale = scale[row];
+                for (y, &c) in out.iter_mut().zip(&codes[cells]) {
+                    *y = f32::from(c as i8) * scale;
+                }
+            }
+            Cells::Float { format, bytes } => {
+                let n = format.bytes();
+                let bytes = bytes[cells.start * n..cells.end * n].chunks_exact(n);
+                for (y, b) in out.iter_mut().zip(bytes) {
+                    *y = match format {
+                        FloatFormat::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+                        FloatFormat::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f32(),
+                        FloatFormat::Bf16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Codes and scales, if the table is int8.
+    pub fn int8_parts(&self) -> Option<(&Bytes, &[f32])> {
+        match &self.cells {
+            Cells::Int8 { codes, scale } => Some((codes, scale)),
+            Cells::Float { .. } => None,
+        }
+    }
+}
+
+/// LayerNorm parameters, each `[width]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norm {
+    /// Gain.
+    pub weight: Vec<f32>,
+    /// Shift.
+    pub bias: Vec<f32>,
+}

@@ -1,0 +1,175 @@
+//! A model: an architecture and a weight for every site it visits.
+
+use crate::config::Architecture;
+use crate::error::{Error, Result};
+use crate::forward::{Positions, project_positions};
+use crate::linear::{Linear, Norm, Table};
+use crate::native::Native;
+use crate::site::{HeadSlot, Site, Slot};
+use crate::{EmbeddingProjection, Task};
+use qberta_kernels::{Context, RelativeKeys};
+use std::collections::BTreeMap;
+
+/// The two `[heads, heads]` matrices of a DeBERTa v1 layer with talking heads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TalkingHeads {
+    /// Mixes scores before the softmax.
+    pub logits: Vec<f32>,
+    /// Mixes probabilities after it.
+    pub weights: Vec<f32>,
+}
+
+/// The weights of a model by site, as a loader gathers them.
+#[derive(Clone, Debug, Default)]
+pub struct Weights {
+    /// Linear layers. With shared projections the position sites are absent.
+    pub linears: BTreeMap<Site, Linear>,
+    /// LayerNorms.
+    pub norms: BTreeMap<Site, Norm>,
+    /// Embedding tables.
+    pub tables: BTreeMap<Site, Table>,
+    /// Talking heads by layer; empty when the architecture has none.
+    pub talking: Vec<TalkingHeads>,
+}
+
+/// A runnable model. Weights are complete and shaped as the architecture says; what depends on weights
+/// alone (the projected relative table) is computed once, here.
+#[derive(Debug)]
+pub struct Model {
+    pub(crate) arch: Architecture,
+    pub(crate) weights: Weights,
+    pub(crate) positions: Vec<Positions<RelativeKeys>>,
+}
+
+impl<V: std::fmt::Debug> std::fmt::Debug for Positions<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Positions").field("key", &self.key).field("query", &self.query).finish()
+    }
+}
+
+impl Model {
+    /// Checks `weights` against `arch` and projects the relative table of every layer.
+    ///
+    /// Errors: a site without weights, or with weights of another shape.
+    pub fn new(arch: Architecture, weights: Weights, cx: &Context) -> Result<Model> {
+        check(&arch, &weights)?;
+        let mut model = Model { arch, weights, positions: Vec::new() };
+        if model.arch.relative.is_some() {
+            let mut native = Native::new(&model, cx);
+            let positions = (0..model.arch.layers)
+                .map(|layer| {
+                    let p = project_positions(&model.arch, &mut native, layer);
+                    let pack = |m: qberta_kernels::Matrix| RelativeKeys::pack(&m, model.arch.heads);
+                    Positions { key: p.key.map(pack), query: p.query.map(pack) }
+                })
+                .collect();
+            model.positions = positions;
+        }
+        Ok(model)
+    }
+
+    /// What the model computes.
+    pub fn architecture(&self) -> &Architecture {
+        &self.arch
+    }
+
+    /// The weights by site.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+}
+
+fn check(arch: &Architecture, weights: &Weights) -> Result<()> {
+    let width = arch.attention_width();
+    let missing = |site: Site| Error::corrupt("weights are missing").at(site);
+    let linear = |site: Site, out: usize, inp: usize| -> Result<()> {
+        let found = weights.linears.get(&site).ok_or_else(|| missing(site))?.shape();
+        if found != (out, inp) {
+            return Err(Error::corrupt("linear has the wrong shape")
+                .at(site)
+                .expected(format!("[{out}, {inp}]"))
+                .found(format!("[{}, {}]", found.0, found.1)));
+        }
+        Ok(())
+    };
+    let norm = |site: Site, n: usize| -> Result<()> {
+        let found = weights.norms.get(&site).ok_or_else(|| missing(site))?;
+        if found.weight.len() != n || found.bias.len() != n {
+            return Err(Error::corrupt("LayerNorm has the wrong width").at(site).expected(n).found(found.weight.len()));
+        }
+        Ok(())
+    };
+    let table = |site: Site, rows: usize, cols: usize| -> Result<()> {
+        let found = weights.tables.get(&site).ok_or_else(|| missing(site))?;
+        if found.rows() < rows || found.width() != cols {
+            return Err(Error::corrupt("table has the wrong shape")
+                .at(site)
+                .expected(format!("[{rows}, {cols}]"))
+                .found(format!("[{}, {}]", found.rows(), found.width())));
+        }
+        Ok(())
+    };
+
+    table(Site::WordTable, arch.vocabulary, arch.embedding)?;
+    if let Some(p) = arch.positions {
+        table(Site::PositionTable, p.rows, arch.embedding)?;
+    }
+    if arch.types > 0 {
+        table(Site::TypeTable, arch.types, arch.embedding)?;
+    }
+    if arch.embedding_projection != EmbeddingProjection::None {
+        linear(Site::EmbeddingProjection, arch.hidden, arch.embedding)?;
+    }
+    let after = arch.embedding_projection == EmbeddingProjection::AfterNorm;
+    norm(Site::EmbeddingNorm, if after { arch.embedding } else { arch.hidden })?;
+    if let Some(relative) = &arch.relative {
+        table(Site::RelativeTable, 2 * relative.span as usize, arch.hidden)?;
+        if relative.normalized_table {
+            norm(Site::RelativeNorm, arch.hidden)?;
+        }
+    }
+    if let Some(conv) = arch.convolution {
+        linear(Site::Conv, arch.hidden, conv.kernel * arch.hidden)?;
+        norm(Site::ConvNorm, arch.hidden)?;
+    }
+    for layer in 0..arch.layers {
+        let at = |slot| Site::layer(layer, slot);
+        for slot in [Slot::Query, Slot::Key, Slot::Value] {
+            linear(at(slot), width, arch.hidden)?;
+        }
+        if let Some(r) = arch.relative.as_ref().filter(|r| !r.shared_projections) {
+            if r.content_to_position {
+                linear(at(Slot::PositionKey), width, arch.hidden)?;
+            }
+            if r.position_to_content {
+                linear(at(Slot::PositionQuery), width, arch.hidden)?;
+            }
+        }
+        linear(at(Slot::AttentionOutput), arch.hidden, width)?;
+        norm(at(Slot::AttentionNorm), arch.hidden)?;
+        linear(at(Slot::FfnUp), arch.intermediate, arch.hidden)?;
+        linear(at(Slot::FfnDown), arch.hidden, arch.intermediate)?;
+        norm(at(Slot::FfnNorm), arch.hidden)?;
+        if arch.talking_heads {
+            let n = arch.heads * arch.heads;
+            let fits = weights.talking.get(layer).is_some_and(|t| t.logits.len() == n && t.weights.len() == n);
+            if !fits {
+                return Err(Error::corrupt("talking heads are missing or misshapen").at(format!("layer {layer}")));
+            }
+        }
+    }
+    let (dense, output) = (Site::Head(HeadSlot::Dense), Site::Head(HeadSlot::Output));
+    match arch.head.task {
+        Task::Features => Ok(()),
+        Task::TokenClassification | Task::QuestionAnswering => linear(output, arch.outputs(), arch.hidden),
+        Task::SequenceClassification | Task::MultipleChoice => {
+            linear(dense, arch.hidden, arch.hidden)?;
+            linear(output, arch.outputs(), arch.hidden)
+        }
+        Task::FillMask => {
+            linear(dense, arch.embedding, arch.hidden)?;
+            norm(Site::Head(HeadSlot::Norm), arch.embedding)?;
+            linear(output, arch.vocabulary, arch.embedding)
+        }
+    }
+}

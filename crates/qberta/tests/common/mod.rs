@@ -1,0 +1,82 @@
+//! Shared by the integration tests: where the test data lies and how golden rows are read.
+#![allow(dead_code)] // each test file uses its part
+
+use qberta::{Context, Isa, Row, Task};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// `testdata/` of the repository.
+pub fn testdata() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata")
+}
+
+/// The golden case called `name`.
+pub fn golden(name: &str) -> PathBuf {
+    testdata().join("golden").join(name)
+}
+
+/// Names of all golden cases with the whole record of each.
+pub fn golden_cases() -> Vec<(String, Value)> {
+    let text = std::fs::read_to_string(testdata().join("golden/index.json")).expect("testdata/golden/index.json");
+    let index: Vec<Value> = serde_json::from_str(&text).expect("index.json is a list");
+    assert!(index.len() >= 100, "the golden set has shrunk to {}", index.len());
+    index.into_iter().map(|c| (c["case"].as_str().unwrap().to_owned(), c)).collect()
+}
+
+/// The task of a golden case, for checkpoints whose configuration names none.
+pub fn task(record: &Value) -> Task {
+    match record["head"].as_str().unwrap() {
+        "sequence" => Task::SequenceClassification,
+        "token" => Task::TokenClassification,
+        "question-answering" => Task::QuestionAnswering,
+        "multiple-choice" => Task::MultipleChoice,
+        "masked-lm" => Task::FillMask,
+        "features" => Task::Features,
+        other => panic!("unknown head {other}"),
+    }
+}
+
+/// Rows of an `expected.jsonl` with the numbers transformers gave, row by row.
+pub fn expected(dir: &Path) -> Vec<(Row, Vec<f32>)> {
+    let text = std::fs::read_to_string(dir.join("expected.jsonl")).expect("expected.jsonl");
+    text.lines()
+        .map(|line| {
+            let mut value: Value = serde_json::from_str(line).unwrap();
+            let raw = value.as_object_mut().unwrap().remove("raw").unwrap();
+            (Row::parse(&value.to_string()).unwrap(), numbers(&raw))
+        })
+        .collect()
+}
+
+/// All numbers of a raw answer: start logits before end logits, otherwise in reading order.
+fn numbers(raw: &Value) -> Vec<f32> {
+    fn flat(v: &Value, out: &mut Vec<f32>) {
+        match v {
+            Value::Array(items) => items.iter().for_each(|i| flat(i, out)),
+            number => out.push(number.as_f64().unwrap() as f32),
+        }
+    }
+    let mut out = Vec::new();
+    for key in ["logits", "start_logits", "end_logits", "last_hidden_state"] {
+        if let Some(v) = raw.get(key) {
+            flat(v, &mut out);
+        }
+    }
+    out
+}
+
+/// Kernels with one thread on the best instruction set.
+pub fn context() -> Context {
+    Context::new(Isa::best(), 1).unwrap()
+}
+
+/// The largest absolute difference of two equally long lists.
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "outputs have different sizes");
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+}
+
+/// Bits of a list, for equality.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}

@@ -1,0 +1,292 @@
+//! Named tensors to a runnable model, with an account of every tensor.
+
+use crate::layout::{self, LinearRole, Module, Role};
+use crate::names;
+use crate::tensor::{Dtype, Tensor};
+use qberta_kernels::{Context, PackedF32, PackedI8, RowGrid};
+use qberta_model::{
+    Architecture, Error, FloatFormat, HeadSlot, Linear, Model, Norm, Result, Site, Table, TalkingHeads, Weights,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Suffix of the tensor that holds the scales of an int8 weight, as in compressed-tensors.
+pub const SCALE: &str = "_scale";
+
+/// How an int8 linear treats its input.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Int8Input {
+    /// Quantized per token while running.
+    Dynamic(RowGrid),
+    /// Left in float.
+    Float,
+}
+
+/// What became of the tensors of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Tensors that the model reads, or that its class holds.
+    pub used: BTreeSet<String>,
+    /// Tensors left out, with the reason.
+    pub ignored: BTreeMap<String, String>,
+}
+
+/// Builds a model from canonical tensors (see [`names::canonical`]). `inputs` says how each int8 module
+/// treats its input.
+///
+/// Errors: a missing tensor, a wrong shape or type, a value that is not finite; each names the tensor.
+pub fn assemble(
+    arch: &Architecture,
+    tensors: &BTreeMap<String, Tensor>,
+    inputs: impl Fn(&str) -> Int8Input,
+    cx: &Context,
+) -> Result<(Model, Account)> {
+    let mut builder = Builder { tensors, used: BTreeSet::new(), weights: Weights::default() };
+    for module in layout::modules(arch) {
+        builder.module(&module, inputs(&module.name))?;
+    }
+    let Builder { used, weights, .. } = builder;
+    let ignored = tensors
+        .keys()
+        .filter(|n| !used.contains(*n))
+        .map(|n| {
+            let tied = arch.head.task == qberta_model::Task::FillMask && is_decoder(n);
+            let reason = if tied {
+                "equal to the word table, stored once".to_owned()
+            } else {
+                names::reason_to_ignore(arch, n)
+            };
+            (n.clone(), reason)
+        })
+        .collect();
+    let model = Model::new(arch.clone(), weights, cx)?;
+    Ok((model, Account { used, ignored }))
+}
+
+fn is_decoder(name: &str) -> bool {
+    ["cls.predictions.decoder.weight", "lm_head.decoder.weight", "vocab_projector.weight", "generator_lm_head.weight"]
+        .contains(&name)
+        || ["cls.predictions.decoder.bias", "lm_head.decoder.bias"].contains(&name)
+}
+
+/// A stored weight matrix `[out, in]`.
+enum Stored<'t> {
+    Float(Vec<f32>),
+    Int8 { codes: &'t [i8], scale: Vec<f32> },
+}
+
+struct Builder<'t> {
+    tensors: &'t BTreeMap<String, Tensor>,
+    used: BTreeSet<String>,
+    weights: Weights,
+}
+
+impl<'t> Builder<'t> {
+    fn get(&mut self, name: &str, shape: &[usize]) -> Result<&'t Tensor> {
+        let tensor = self.tensors.get(name).ok_or_else(|| {
+            Error::corrupt("tensor is missing from the checkpoint").at(name).expected(format!("{shape:?}")).hint(
+                "every layer must come from the file; nothing is initialised at random. Check that config.json \
+                 (architectures, sizes) belongs to these weights",
+            )
+        })?;
+        if tensor.shape() != shape {
+            return Err(Error::corrupt("tensor has the wrong shape")
+                .at(name)
+                .expected(format!("{shape:?}"))
+                .found(format!("{:?}", tensor.shape()))
+                .hint("config.json and the weights disagree"));
+        }
+        self.used.insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor = self.get(name, shape)?;
+        let values = tensor.to_f32().map_err(|e| e.at(name))?;
+        finite(name, &values)?;
+        Ok(values)
+    }
+
+    fn scales(&mut self, weight: &str, rows: usize) -> Result<Vec<f32>> {
+        let name = format!("{weight}{SCALE}");
+        let scale = self.floats(&name, &[rows, 1])?;
+        match scale.iter().position(|s| *s <= 0.0) {
+            Some(row) => Err(Error::corrupt("scale is not positive").at(name).found(format!("{} in row {row}", scale[row]))),
+            None => Ok(scale),
+        }
+    }
+
+    fn matrix(&mut self, name: &str, out: usize, inp: usize) -> Result<Stored<'t>> {
+        let tensor = self.get(name, &[out, inp])?;
+        if tensor.dtype() != Dtype::I8 {
+            return Ok(Stored::Float(self.floats(name, &[out, inp])?));
+        }
+        let scale = self.scales(name, out)?;
+        Ok(Stored::Int8 { codes: tensor.i8().map_err(|e| e.at(name))?, scale })
+    }
+
+    fn table(&mut self, name: &str, rows: usize, width: usize) -> Result<Table> {
+        let tensor = self.get(name, &[rows, width])?;
+        let table = match float_format(tensor.dtype()) {
+            Some(format) => Table::float(rows, width, format, tensor.bytes().clone()),
+            None if tensor.dtype() == Dtype::I8 => {
+                let scale = self.scales(name, rows)?;
+                Table::int8(rows, width, tensor.bytes().clone(), scale)
+            }
+            None => None,
+        };
+        table.ok_or_else(|| {
+            Error::unsupported("table has an element type that cannot be read")
+                .at(name)
+                .expected("F32, F16, BF16 or I8")
+                .found(tensor.dtype().name())
+        })
+    }
+
+    fn module(&mut self, module: &Module, input: Int8Input) -> Result<()> {
+        let name = module.name.as_str();
+        let weight = format!("{name}.weight");
+        match &module.role {
+            Role::Table { site, rows, width } => {
+                let table = self.table(&weight, *rows, *width)?;
+                self.weights.tables.insert(*site, table);
+            }
+            Role::Norm { site, width } => {
+                let norm = Norm {
+                    weight: self.floats(&weight, &[*width])?,
+                    bias: self.floats(&format!("{name}.bias"), &[*width])?,
+                };
+                self.weights.norms.insert(*site, norm);
+            }
+            Role::Linear(role) => self.linear(&weight, role, input)?,
+            Role::Conv { hidden, groups, kernel } => {
+                let stored = self.floats(&weight, &[*hidden, hidden / groups, *kernel])?;
+                let dense = conv_as_linear(&stored, *hidden, *groups, *kernel);
+                let bias = Some(self.floats(&format!("{name}.bias"), &[*hidden])?);
+                let weight = PackedF32::pack(&dense, *hidden, kernel * hidden);
+                self.weights.linears.insert(Site::Conv, Linear::F32 { weight, bias });
+            }
+            Role::Mix { layer, after_softmax, heads } => {
+                let values = self.floats(&weight, &[*heads, *heads])?;
+                if self.weights.talking.len() <= *layer {
+                    self.weights.talking.resize(*layer + 1, TalkingHeads { logits: vec![], weights: vec![] });
+                }
+                let mix = &mut self.weights.talking[*layer];
+                *(if *after_softmax { &mut mix.weights } else { &mut mix.logits }) = values;
+            }
+            Role::Vocabulary { bias, out, inp } => self.vocabulary(&weight, bias, *out, *inp)?,
+            Role::Kept => {
+                for part in ["weight", "bias"] {
+                    let tensor = format!("{name}.{part}");
+                    if self.tensors.contains_key(&tensor) {
+                        self.used.insert(tensor);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(&mut self, weight: &str, role: &LinearRole, input: Int8Input) -> Result<()> {
+        let stored = self.matrix(weight, role.out, role.inp)?;
+        let parts = role.sites.len();
+        let out = role.out / parts;
+        for (part, (site, bias)) in role.sites.iter().enumerate() {
+            let bias = bias.as_deref().map(|b| self.floats(b, &[out])).transpose()?;
+            let rows: Vec<usize> = (0..out).map(|r| (r / role.run * parts + part) * role.run + r % role.run).collect();
+            let linear = match &stored {
+                Stored::Float(values) => {
+                    let rows = select(values, role.inp, &rows);
+                    Linear::F32 { weight: PackedF32::pack(&rows, out, role.inp), bias }
+                }
+                Stored::Int8 { codes, scale } => {
+                    let codes = select(codes, role.inp, &rows);
+                    let scale: Vec<f32> = rows.iter().map(|&r| scale[r]).collect();
+                    let packed = pack_int8(weight, &codes, &scale, out, role.inp)?;
+                    match input {
+                        Int8Input::Dynamic(input) => Linear::Int8 { weight: packed, bias, input },
+                        Int8Input::Float => Linear::WeightInt8 { weight: packed, bias },
+                    }
+                }
+            };
+            self.weights.linears.insert(*site, linear);
+        }
+        Ok(())
+    }
+
+    /// The vocabulary projection: its own weights if the file has them and they differ from the word
+    /// table, else the word table itself, int8 rows becoming int8 output channels.
+    fn vocabulary(&mut self, weight: &str, bias: &[String], out: usize, inp: usize) -> Result<()> {
+        let stored = bias.iter().find(|b| self.tensors.contains_key(*b)).or(bias.first());
+        let bias = stored.map(|b| self.floats(b, &[out])).transpose()?;
+        let word = self.tensors.iter().find(|(n, _)| n.ends_with("embeddings.word_embeddings.weight"));
+        let own = self.tensors.get(weight).filter(|t| word.is_none_or(|(_, w)| w.bytes()[..] != t.bytes()[..]));
+        let linear = match (own, &self.weights.tables.get(&Site::WordTable)) {
+            (Some(_), _) => match self.matrix(weight, out, inp)? {
+                Stored::Float(values) => Linear::F32 { weight: PackedF32::pack(&values, out, inp), bias },
+                Stored::Int8 { codes, scale } => {
+                    Linear::WeightInt8 { weight: pack_int8(weight, codes, &scale, out, inp)?, bias }
+                }
+            },
+            (None, Some(table)) => match table.int8_parts() {
+                Some((codes, scale)) => {
+                    let packed = pack_int8("word table", bytemuck::cast_slice(codes), scale, out, inp)?;
+                    Linear::WeightInt8 { weight: packed, bias }
+                }
+                None => {
+                    let mut values = vec![0.0; out * inp];
+                    for (row, cells) in values.chunks_exact_mut(inp).enumerate() {
+                        table.read(row, cells);
+                    }
+                    finite("word table", &values)?;
+                    Linear::F32 { weight: PackedF32::pack(&values, out, inp), bias }
+                }
+            },
+            (None, None) => return Err(Error::corrupt("word table is missing").at(weight)),
+        };
+        self.weights.linears.insert(Site::Head(HeadSlot::Output), linear);
+        Ok(())
+    }
+}
+
+fn pack_int8(name: &str, codes: &[i8], scale: &[f32], out: usize, inp: usize) -> Result<PackedI8> {
+    PackedI8::pack(codes, scale, out, inp).map_err(|e| Error::corrupt("int8 weight cannot run").at(name).found(e))
+}
+
+fn select<T: Copy>(values: &[T], width: usize, rows: &[usize]) -> Vec<T> {
+    rows.iter().flat_map(|&r| &values[r * width..(r + 1) * width]).copied().collect()
+}
+
+/// `[hidden, hidden / groups, kernel]` as a linear over `kernel` neighbours side by side, tap-major;
+/// channels of other groups get zero weights.
+fn conv_as_linear(stored: &[f32], hidden: usize, groups: usize, kernel: usize) -> Vec<f32> {
+    let inner = hidden / groups;
+    let mut dense = vec![0.0; hidden * kernel * hidden];
+    for out in 0..hidden {
+        let first = out / inner * inner;
+        for c in 0..inner {
+            for tap in 0..kernel {
+                dense[out * kernel * hidden + tap * hidden + first + c] = stored[(out * inner + c) * kernel + tap];
+            }
+        }
+    }
+    dense
+}
+
+/// The format of a float table that can be read where it lies.
+fn float_format(dtype: Dtype) -> Option<FloatFormat> {
+    match dtype {
+        Dtype::F32 => Some(FloatFormat::F32),
+        Dtype::F16 => Some(FloatFormat::F16),
+        Dtype::BF16 => Some(FloatFormat::Bf16),
+        _ => None,
+    }
+}
+
+fn finite(name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Error::corrupt("value is not finite").at(name).found(format!("{} at element {i}", values[i])).hint(
+            "the checkpoint is damaged or training diverged; quantizing it would hide that",
+        )),
+    }
+}

@@ -1,0 +1,182 @@
+//! A directory that appears whole or not at all: written beside its target, synced, proven, renamed.
+
+use qberta_model::{Error, Result};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A directory under construction. Dropped before [`Staging::publish`], it is removed; killed, it leaves
+/// a hidden directory that the next attempt on the same target recognises (its lock is free) and clears.
+#[derive(Debug)]
+pub struct Staging {
+    target: PathBuf,
+    path: PathBuf,
+    /// Held while this process works; the operating system frees it when the process dies.
+    lock: Option<File>,
+}
+
+const LOCK: &str = ".lock";
+
+impl Staging {
+    /// Prepares to write `target`, which must not exist or be an empty directory.
+    ///
+    /// Errors: a target with content, a parent that is missing or cannot be written, another process at
+    /// work on the same target.
+    pub fn begin(target: &Path) -> Result<Staging> {
+        check_target(target)?;
+        let parent = parent_of(target);
+        let name = target.file_name().ok_or_else(|| Error::input("output is not a directory name").at(target.display()))?;
+        let prefix = format!(".{}.qberta-partial", name.to_string_lossy());
+        clear_abandoned(&parent, &prefix, target)?;
+        let path = parent.join(format!("{prefix}-{}", std::process::id()));
+        fs::create_dir(&path).map_err(|e| {
+            let e = Error::io("cannot create a directory", path.display(), &e);
+            if parent.is_dir() { e } else { e.hint("create the parent directory first") }
+        })?;
+        let mut staging = Staging { target: target.to_owned(), path, lock: None };
+        let lock_path = staging.path.join(LOCK);
+        let lock = File::create(&lock_path).map_err(|e| Error::io("cannot create", lock_path.display(), &e))?;
+        // Where the file system has no locks, abandoned directories are simply not cleared.
+        let _ = lock.try_lock();
+        staging.lock = Some(lock);
+        Ok(staging)
+    }
+
+    /// The directory under construction.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes and syncs one file.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|e| Error::io("cannot create", parent.display(), &e))?;
+        }
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create(&path)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+        write().map_err(|e| Error::io("cannot write", self.target.join(name).display(), &e))
+    }
+
+    /// Renames the finished directory into place and syncs its parent.
+    pub fn publish(mut self) -> Result<()> {
+        check_target(&self.target)?;
+        let io = |e: std::io::Error| Error::io("cannot move the finished directory into place", self.target.display(), &e);
+        fs::remove_file(self.path.join(LOCK)).map_err(io)?;
+        sync_dir(&self.path).map_err(io)?;
+        fs::rename(&self.path, &self.target).map_err(io)?;
+        sync_dir(&parent_of(&self.target)).map_err(io)?;
+        self.lock = None;
+        self.path = PathBuf::new(); // published: nothing left to remove
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            // Best effort: the error that brought us here is the one to report.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// The error for a target that already holds something, before any work is done.
+pub fn check_target(target: &Path) -> Result<()> {
+    match fs::read_dir(target) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(Error::input("output directory is not empty")
+                .at(target.display())
+                .hint("choose another directory or remove this one; nothing is ever overwritten")),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            Err(Error::input("output exists and is not a directory").at(target.display()))
+        }
+        Err(e) => Err(Error::io("cannot look at the output directory", target.display(), &e)),
+    }
+}
+
+fn parent_of(target: &Path) -> PathBuf {
+    match target.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Removes what killed attempts left; an attempt that still runs holds its lock and is an error.
+fn clear_abandoned(parent: &Path, prefix: &str, target: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(parent) else { return Ok(()) };
+    for entry in entries.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(prefix) {
+            continue;
+        }
+        let busy = File::open(entry.path().join(LOCK))
+            .is_ok_and(|lock| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock)));
+        if busy {
+            return Err(Error::input("another process is writing this output").at(target.display()));
+        }
+        fs::remove_dir_all(entry.path()).map_err(|e| Error::io("cannot clear an abandoned attempt", entry.path().display(), &e))?;
+    }
+    Ok(())
+}
+
+/// Makes the entries of a directory durable. A no-op where directories cannot be opened.
+fn sync_dir(path: &Path) -> std::io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_appears_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let staging = Staging::begin(&out).unwrap();
+        staging.write("a", b"1").unwrap();
+        assert!(!out.exists());
+        staging.publish().unwrap();
+        assert_eq!(fs::read(out.join("a")).unwrap(), b"1");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing but the result is left");
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 1, "the lock is not part of the result");
+    }
+
+    #[test]
+    fn an_error_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::begin(&dir.path().join("out")).unwrap();
+        staging.write("a", b"1").unwrap();
+        drop(staging);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_killed_attempt_is_cleared_and_a_running_one_is_respected() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let abandoned = dir.path().join(".out.qberta-partial-999999999");
+        fs::create_dir(&abandoned).unwrap();
+        fs::write(abandoned.join("model.safetensors"), b"half").unwrap();
+        let running = Staging::begin(&out).unwrap();
+        assert!(!abandoned.exists());
+        let second = Staging::begin(&out).unwrap_err();
+        assert!(second.to_string().contains("another process"), "{second}");
+        running.publish().unwrap();
+    }
+
+    #[test]
+    fn content_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("mine"), b"precious").unwrap();
+        let error = Staging::begin(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("not empty"), "{error}");
+        let file = dir.path().join("mine");
+        assert!(Staging::begin(&file).unwrap_err().to_string().contains("not a directory"));
+    }
+}

@@ -1,0 +1,194 @@
+//! A path to a running model: float checkpoints and artefacts through one loader.
+
+use crate::assemble::{Account, Int8Input, assemble};
+use crate::checkpoint::Checkpoint;
+use crate::digest;
+use crate::manifest::{self, Manifest};
+use crate::names;
+use crate::tensor::{Dtype, Tensor};
+use qberta_kernels::Context;
+use qberta_model::{Architecture, Error, Model, Result, Task};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// File name of a Hugging Face configuration.
+pub const CONFIG: &str = "config.json";
+
+/// A checkpoint or artefact read into named tensors, before a model is built from it.
+#[derive(Debug)]
+pub struct Source {
+    /// Where it lies.
+    pub dir: PathBuf,
+    /// `config.json` as found.
+    pub config: Map<String, Value>,
+    /// What it computes.
+    pub arch: Architecture,
+    /// Tensors under their present-day names.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Weight files in order.
+    pub files: Vec<PathBuf>,
+    /// The manifest, if this is an artefact.
+    pub manifest: Option<Manifest>,
+}
+
+/// A model ready to run.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The model.
+    pub model: Model,
+    /// What became of each tensor.
+    pub account: Account,
+}
+
+impl Source {
+    /// Opens a directory with `config.json` and weights. `task` overrides the head that the
+    /// configuration names.
+    ///
+    /// Errors: missing or malformed files, an unsupported configuration, an int8 checkpoint without the
+    /// manifest that says how it runs.
+    pub fn open(dir: &Path, task: Option<Task>) -> Result<Source> {
+        let config = read_config(dir)?;
+        let manifest = read_manifest(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        Source::from_parts(dir, config, manifest, checkpoint.tensors, checkpoint.files, task)
+    }
+
+    /// The same from parts already in memory.
+    pub fn from_parts(
+        dir: &Path,
+        config: Map<String, Value>,
+        manifest: Option<Manifest>,
+        tensors: BTreeMap<String, Tensor>,
+        files: Vec<PathBuf>,
+        task: Option<Task>,
+    ) -> Result<Source> {
+        let at = |e: Error| e.at(dir.join(CONFIG).display());
+        if let Some(method) = config.get("quantization_config").and_then(|q| q.get("quant_method"))
+            && manifest.is_none()
+        {
+            return Err(Error::unsupported("checkpoint is already quantized, and not by qberta")
+                .at(dir.join(CONFIG).display())
+                .expected(format!("a float checkpoint, or an artefact with {}", manifest::NAME))
+                .found(format!("quant_method {method}"))
+                .hint("start from the float checkpoint it was made from"));
+        }
+        let task = match task {
+            None if Architecture::named_task(&config).map_err(at)?.is_none() => implied_task(&tensors),
+            other => other,
+        };
+        let arch = Architecture::from_config(&config, task).map_err(at)?;
+        let tensors = names::canonical(&arch, tensors).map_err(|e| e.at(dir.display()))?;
+        let tensors = tensors.into_iter().map(|(n, t)| Ok((n, narrow(t)?))).collect::<Result<_>>()?;
+        Ok(Source { dir: dir.to_owned(), config, arch, tensors, files, manifest })
+    }
+
+    /// Whether this is an artefact.
+    pub fn is_artefact(&self) -> bool {
+        self.manifest.is_some()
+    }
+
+    /// Builds the model.
+    ///
+    /// Errors: missing, misshapen or non-finite tensors.
+    pub fn load(&self, cx: &Context) -> Result<Loaded> {
+        let input = |module: &str| match &self.manifest {
+            Some(m) => m.plan.get(module).map_or(Int8Input::Float, |d| d.int8_input()),
+            None => Int8Input::Float,
+        };
+        let (model, account) =
+            assemble(&self.arch, &self.tensors, input, cx).map_err(|e| e.at(self.dir.display()))?;
+        Ok(Loaded { model, account })
+    }
+}
+
+/// A task whose head the weights hold, for configurations that name no class. Language-model heads do
+/// not count: they come with every pre-trained encoder.
+fn implied_task(tensors: &BTreeMap<String, Tensor>) -> Option<Task> {
+    let has = |part: &str| tensors.keys().any(|n| n == part || n.ends_with(&format!(".{part}")));
+    if has("qa_outputs.weight") {
+        Some(Task::QuestionAnswering)
+    } else if has("classifier.weight") && (has("pooler.dense.weight") || has("pre_classifier.weight")) {
+        Some(Task::SequenceClassification)
+    } else if has("classifier.out_proj.weight") {
+        Some(Task::SequenceClassification)
+    } else if has("classifier.weight") {
+        Some(Task::TokenClassification)
+    } else {
+        None
+    }
+}
+
+/// Doubles become floats: no encoder was released in f64, and nothing here computes in it.
+fn narrow(tensor: Tensor) -> Result<Tensor> {
+    if tensor.dtype() != Dtype::F64 {
+        return Ok(tensor);
+    }
+    Tensor::from_f32(tensor.shape().to_vec(), &tensor.to_f32()?)
+}
+
+/// Reads and parses `config.json` of `dir`.
+pub fn read_config(dir: &Path) -> Result<Map<String, Value>> {
+    let path = dir.join(CONFIG);
+    let bytes = std::fs::read(&path).map_err(|e| {
+        let error = Error::io("cannot read", path.display(), &e);
+        match (e.kind(), dir.is_dir()) {
+            (std::io::ErrorKind::NotFound, true) => {
+                error.hint("a model is a directory that holds config.json, weights and tokenizer files")
+            }
+            (std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory, false) => {
+                error.hint("the path is not a directory; pass the directory that holds config.json")
+            }
+            _ => error,
+        }
+    })?;
+    parse_config(&bytes).map_err(|e| e.at(path.display()))
+}
+
+/// Parses the bytes of a `config.json`.
+///
+/// Errors: not JSON, or not an object.
+pub fn parse_config(bytes: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(Error::corrupt("configuration is not a JSON object")),
+        Err(e) => Err(Error::corrupt("configuration is not JSON").found(e)),
+    }
+}
+
+/// Reads the manifest of `dir` if there is one, and checks sizes: a truncated file is noticed here, a
+/// changed one by `verify`.
+fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
+    let path = dir.join(manifest::NAME);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("cannot read", path.display(), &e)),
+    };
+    let manifest = Manifest::parse(&bytes, true).map_err(|e| e.at(dir.display()))?;
+    for (name, record) in &manifest.files {
+        let path = dir.join(safe_name(name)?);
+        let size = std::fs::metadata(&path).map_err(|e| Error::io("cannot find a file of the artefact", path.display(), &e))?.len();
+        if size != record.bytes {
+            return Err(Error::mismatch("file of the artefact has another size")
+                .at(path.display())
+                .expected(format!("{} bytes", record.bytes))
+                .found(format!("{size} bytes")));
+        }
+    }
+    let record = manifest.files.get(CONFIG);
+    if record.is_none_or(|r| digest::of_file(&dir.join(CONFIG)).is_ok_and(|(d, _)| d != r.sha256)) {
+        return Err(Error::mismatch("configuration was changed after the artefact was written").at(dir.join(CONFIG).display()));
+    }
+    Ok(Some(manifest))
+}
+
+/// A recorded file name, refused if it could lead out of the artefact.
+pub(crate) fn safe_name(name: &str) -> Result<&str> {
+    let plain = Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    if plain && !name.is_empty() {
+        Ok(name)
+    } else {
+        Err(Error::corrupt("recorded file name leads out of the artefact").at(manifest::NAME).found(format!("{name:?}")))
+    }
+}

@@ -1,0 +1,180 @@
+//! `qberta.json`: what compressed-tensors cannot say about an artefact, and the proof that it works.
+//!
+//! Canonical bytes: two-space JSON, keys sorted, one newline at the end. The manifest carries the digest
+//! of its own canonical bytes (with that field empty), so a changed byte anywhere in it is caught too.
+
+use crate::assemble::Int8Input;
+use crate::digest;
+use qberta_kernels::RowGrid;
+use qberta_model::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// File name of the manifest.
+pub const NAME: &str = "qberta.json";
+
+/// Version of the artefact format this crate writes; it reads this one only.
+pub const FORMAT_VERSION: u32 = 1;
+
+// Fields are declared in alphabetical order: serde writes them in this order, and the file has sorted keys.
+
+/// The manifest of an artefact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// SHA-256 of the canonical bytes with this field empty.
+    pub digest: String,
+    /// Every other file of the artefact by name.
+    pub files: BTreeMap<String, FileRecord>,
+    /// See [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Tensors of the source that were left out, with the reason.
+    pub ignored_tensors: BTreeMap<String, String>,
+    /// What was decided for each module that could be quantized.
+    pub plan: BTreeMap<String, Decision>,
+    /// Inputs with the bits of the outputs they must give.
+    pub probes: Vec<Probe>,
+    /// What was asked.
+    pub recipe: RecipeRecord,
+    /// Where the weights came from: digests of the source files by name.
+    pub source: BTreeMap<String, FileRecord>,
+    /// SHA-256 of each tensor (type, shape, bytes), to name the first damaged one.
+    pub tensors: BTreeMap<String, String>,
+    /// The version of the tool that wrote it.
+    pub tool: String,
+}
+
+/// Size and digest of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRecord {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256, hex.
+    pub sha256: String,
+}
+
+/// The recipe as asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeRecord {
+    /// Its name.
+    pub name: String,
+    /// Patterns of modules kept in float.
+    pub skip: Vec<String>,
+}
+
+/// How one module is stored and run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decision {
+    /// What happens to its input.
+    pub input: Input,
+    /// How its weight is stored.
+    pub weight: Weight,
+}
+
+/// What happens to the input of a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// Used as it is.
+    #[serde(rename = "float")]
+    Float,
+    /// Quantized per token while running, `code * scale`.
+    #[serde(rename = "int8 per-token symmetric dynamic")]
+    TokenSymmetric,
+    /// Quantized per token while running, `(code - zero_point) * scale`.
+    #[serde(rename = "int8 per-token asymmetric dynamic")]
+    TokenAsymmetric,
+}
+
+/// How a weight is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Weight {
+    /// As in the source.
+    #[serde(rename = "float")]
+    Float,
+    /// Codes in [-127, 127] with one scale per output channel (rows of a table count as channels).
+    #[serde(rename = "int8 per-channel symmetric")]
+    Int8Channel,
+}
+
+impl Decision {
+    /// Left as it is.
+    pub const FLOAT: Decision = Decision { input: Input::Float, weight: Weight::Float };
+
+    /// What the loader needs to know of it.
+    pub fn int8_input(self) -> Int8Input {
+        match self.input {
+            Input::Float => Int8Input::Float,
+            Input::TokenSymmetric => Int8Input::Dynamic(RowGrid::Symmetric),
+            Input::TokenAsymmetric => Int8Input::Dynamic(RowGrid::Asymmetric),
+        }
+    }
+}
+
+/// One recorded input and the output it must give, bit for bit, alone or in any batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Probe {
+    /// Little-endian f32 bits of the first values, hex.
+    pub bits: String,
+    /// Token ids.
+    pub input_ids: Vec<u32>,
+    /// SHA-256 of the bits of all values.
+    pub sha256: String,
+    /// Rows and columns of the output.
+    pub shape: [usize; 2],
+    /// Token types, empty when the model has none.
+    pub token_type_ids: Vec<u32>,
+}
+
+impl Manifest {
+    /// Sets the digest and gives the bytes of the file.
+    pub fn seal(&mut self) -> Vec<u8> {
+        self.digest = String::new();
+        self.digest = digest::of_bytes(&self.canonical());
+        self.canonical()
+    }
+
+    fn canonical(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest has string keys and finite numbers only");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Reads a manifest and checks its version. With `strict`, also its canonical form and digest.
+    ///
+    /// Errors: malformed JSON, unknown fields, another version; with `strict`, any changed byte.
+    pub fn parse(bytes: &[u8], strict: bool) -> Result<Manifest> {
+        const MOST: usize = 256 << 20;
+        if bytes.len() > MOST {
+            return Err(Error::corrupt("manifest is too large").at(NAME).expected(format!("at most {MOST} bytes")));
+        }
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: u32,
+        }
+        let malformed = |e: serde_json::Error| Error::corrupt("manifest is malformed").at(NAME).found(e);
+        let version: Version = serde_json::from_slice(bytes).map_err(malformed)?;
+        if version.format_version != FORMAT_VERSION {
+            return Err(Error::unsupported("artefact has another format version")
+                .at(NAME)
+                .expected(FORMAT_VERSION)
+                .found(version.format_version)
+                .hint("use the qberta that wrote it, or quantize the model again"));
+        }
+        let mut manifest: Manifest = serde_json::from_slice(bytes).map_err(malformed)?;
+        if strict {
+            let (recorded, found) = (manifest.digest.clone(), bytes);
+            let sealed = manifest.seal();
+            if sealed != found || manifest.digest != recorded {
+                let at = sealed.iter().zip(found).position(|(a, b)| a != b).unwrap_or(sealed.len().min(found.len()));
+                return Err(Error::mismatch("manifest was changed after it was written")
+                    .at(NAME)
+                    .found(format!("first difference at or before byte {at}")));
+            }
+        }
+        Ok(manifest)
+    }
+}

@@ -1,0 +1,412 @@
+//! The pickle machine: runs the program in `data.pkl` over [`Value`]s.
+//!
+//! It knows the opcodes that torch's picklers emit in protocols 2 to 5 and refuses the rest by number.
+//! Calls (REDUCE) are matched, never made. Every limit below is checked before memory is taken, so a
+//! hostile program costs at most a small multiple of its own length.
+
+mod calls;
+
+pub use calls::MAX_RANK;
+
+use super::globals;
+use super::value::{Id, Value, Values};
+use qberta_model::{Error, Result};
+use std::collections::HashMap;
+
+/// Most values a program may push, copy or memoise; a checkpoint needs about 25 per tensor.
+pub const MAX_VALUES: usize = 4 << 20;
+/// Deepest stack; picklers write containers in batches of 1000.
+pub const MAX_STACK: usize = 1 << 18;
+/// Most MARKs open at once; each level of nesting opens one or two.
+pub const MAX_MARKS: usize = 1024;
+/// Longest LONG1 or LONG4 integer, in bytes.
+pub const MAX_LONG_BYTES: usize = 1024;
+
+/// Runs the one program that `pickle` is.
+///
+/// Errors: an unknown opcode, a name outside [`globals`], a limit exceeded, a call with other arguments
+/// than torch's, a program that ends too early or too late, a result that contains itself.
+pub fn run(pickle: &[u8]) -> Result<Values> {
+    let (values, end) = run_prefix(pickle)?;
+    if end != pickle.len() {
+        return Err(Error::corrupt("pickle has bytes after its end").found(pickle.len() - end));
+    }
+    Ok(values)
+}
+
+/// Runs the program at the start of `stream`; also returns where it ends, for streams of several.
+///
+/// Errors: as [`run`], except that bytes may follow.
+pub fn run_prefix(stream: &[u8]) -> Result<(Values, usize)> {
+    let mut machine = Machine {
+        code: stream,
+        at: 0,
+        nodes: Vec::new(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+        charged: 0,
+    };
+    loop {
+        let start = machine.at;
+        if let Some(root) = machine.step().map_err(|e| e.at(format!("byte {start}")))? {
+            let values = Values { nodes: machine.nodes, root };
+            values.check_shape()?;
+            return Ok((values, machine.at));
+        }
+    }
+}
+
+struct Machine<'a> {
+    code: &'a [u8],
+    at: usize,
+    nodes: Vec<Value>,
+    stack: Vec<Id>,
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+    charged: usize,
+}
+
+impl<'a> Machine<'a> {
+    /// Executes one opcode; the result, if that was STOP.
+    fn step(&mut self) -> Result<Option<Id>> {
+        let opcode = self.u8()?;
+        if opcode != 0x80 && self.at == 1 {
+            return Err(
+                Error::corrupt("pickle does not begin with a protocol").found(format!("{opcode:#04x}"))
+            );
+        }
+        match opcode {
+            0x80 => {
+                let protocol = self.u8()?;
+                if !(2..=5).contains(&protocol) || self.at != 2 {
+                    return Err(Error::unsupported("pickle protocol").expected("2 to 5").found(protocol));
+                }
+            }
+            0x95 => {
+                let length = self.length8()?;
+                if length > self.code.len() - self.at {
+                    return Err(truncated());
+                }
+            }
+            b'.' => {
+                let root = self.pop()?;
+                if !self.stack.is_empty() || !self.marks.is_empty() {
+                    return Err(Error::corrupt("pickle ends with values left over"));
+                }
+                return Ok(Some(root));
+            }
+            b'(' => {
+                if self.marks.len() == MAX_MARKS {
+                    return Err(limit("open MARKs", MAX_MARKS));
+                }
+                self.marks.push(self.stack.len());
+            }
+            b'N' => self.push(Value::None)?,
+            0x88 => self.push(Value::Bool(true))?,
+            0x89 => self.push(Value::Bool(false))?,
+            b'K' => {
+                let v = self.u8()?;
+                self.push(Value::Int(v.into()))?;
+            }
+            b'M' => {
+                let v = u16::from_le_bytes(self.array()?);
+                self.push(Value::Int(v.into()))?;
+            }
+            b'J' => {
+                let v = i32::from_le_bytes(self.array()?);
+                self.push(Value::Int(v.into()))?;
+            }
+            0x8a => {
+                let n = self.u8()?.into();
+                self.long(n)?;
+            }
+            0x8b => {
+                let n = i32::from_le_bytes(self.array()?);
+                self.long(usize::try_from(n).map_err(|_| Error::corrupt("integer has a negative length"))?)?;
+            }
+            b'G' => {
+                let v = f64::from_be_bytes(self.array()?);
+                self.push(Value::Float(v))?;
+            }
+            0x8c => {
+                let n = self.u8()?.into();
+                self.text(n)?;
+            }
+            b'X' => {
+                let n = self.length4()?;
+                self.text(n)?;
+            }
+            0x8d => {
+                let n = self.length8()?;
+                self.text(n)?;
+            }
+            b'C' => {
+                let n = self.u8()?.into();
+                self.blob(n)?;
+            }
+            b'B' => {
+                let n = self.length4()?;
+                self.blob(n)?;
+            }
+            0x8e | 0x96 => {
+                let n = self.length8()?;
+                self.blob(n)?;
+            }
+            b')' => self.push(Value::Tuple(Vec::new()))?,
+            b']' => self.push(Value::List(Vec::new()))?,
+            b'}' => self.push(Value::Dict(Vec::new()))?,
+            0x85 => self.tuple_of(1)?,
+            0x86 => self.tuple_of(2)?,
+            0x87 => self.tuple_of(3)?,
+            b't' => {
+                let items = self.pop_to_mark()?;
+                self.push(Value::Tuple(items))?;
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.append(vec![item])?;
+            }
+            b'e' => {
+                let items = self.pop_to_mark()?;
+                self.append(items)?;
+            }
+            b's' => {
+                let value = self.pop()?;
+                let key = self.pop()?;
+                self.set_items(vec![key, value])?;
+            }
+            b'u' => {
+                let items = self.pop_to_mark()?;
+                self.set_items(items)?;
+            }
+            b'q' => {
+                let slot = self.u8()?.into();
+                self.remember(slot)?;
+            }
+            b'r' => {
+                let slot = u32::from_le_bytes(self.array()?);
+                self.remember(slot)?;
+            }
+            0x94 => {
+                // The memo cannot outgrow MAX_VALUES, so its length fits.
+                let slot = self.memo.len() as u32;
+                self.remember(slot)?;
+            }
+            b'h' => {
+                let slot = self.u8()?.into();
+                self.recall(slot)?;
+            }
+            b'j' => {
+                let slot = u32::from_le_bytes(self.array()?);
+                self.recall(slot)?;
+            }
+            b'c' => {
+                let module = self.line()?;
+                let name = self.line()?;
+                self.push(Value::Global(globals::lookup(module, name)?))?;
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let (Some(module), Some(name)) = (self.text_of(module), self.text_of(name)) else {
+                    return Err(Error::corrupt("STACK_GLOBAL needs two strings"));
+                };
+                let global = globals::lookup(module, name)?;
+                self.push(Value::Global(global))?;
+            }
+            b'i' => {
+                let module = self.line()?;
+                let name = self.line()?;
+                return Err(globals::refusal(module, name));
+            }
+            b'R' => self.reduce()?,
+            b'b' => {
+                // The state of a dict is its attributes (torch: `_metadata`), which hold no weights.
+                self.pop()?;
+                let target = self.top()?;
+                if !matches!(self.get(target), Value::Dict(_)) {
+                    return Err(self.unexpected("BUILD", target, "a dict"));
+                }
+            }
+            b'Q' => self.persistent()?,
+            other => {
+                return Err(Error::unsupported("pickle uses an opcode that torch does not emit")
+                    .found(format!("{other:#04x} {:?}", char::from(other))));
+            }
+        }
+        Ok(None)
+    }
+
+    // Reading the program.
+
+    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let slice = self.code.get(self.at..).and_then(|rest| rest.get(..n)).ok_or_else(truncated)?;
+        self.at += n;
+        Ok(slice)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        self.take(N)?.first_chunk().copied().ok_or_else(truncated)
+    }
+
+    fn u8(&mut self) -> Result<u8> {
+        let [b] = self.array()?;
+        Ok(b)
+    }
+
+    fn length4(&mut self) -> Result<usize> {
+        usize::try_from(u32::from_le_bytes(self.array()?)).map_err(|_| truncated())
+    }
+
+    fn length8(&mut self) -> Result<usize> {
+        usize::try_from(u64::from_le_bytes(self.array()?)).map_err(|_| truncated())
+    }
+
+    fn line(&mut self) -> Result<&'a str> {
+        let rest = self.code.get(self.at..).ok_or_else(truncated)?;
+        let n = rest.iter().position(|&b| b == b'\n').ok_or_else(truncated)?;
+        let line = self.take(n)?;
+        self.take(1)?;
+        std::str::from_utf8(line).map_err(|_| Error::corrupt("name is not UTF-8"))
+    }
+
+    fn text(&mut self, n: usize) -> Result<()> {
+        let text = std::str::from_utf8(self.take(n)?).map_err(|_| Error::corrupt("string is not UTF-8"))?;
+        self.push(Value::Str(text.into()))
+    }
+
+    fn blob(&mut self, n: usize) -> Result<()> {
+        let bytes = self.take(n)?;
+        self.push(Value::Bytes(bytes.into()))
+    }
+
+    /// Pushes the two's-complement, little-endian integer in the next `n` bytes.
+    fn long(&mut self, n: usize) -> Result<()> {
+        if n > MAX_LONG_BYTES {
+            return Err(limit("bytes of an integer", MAX_LONG_BYTES));
+        }
+        let digits = self.take(n)?;
+        let fill = if digits.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
+        let mut wide = [fill; 8];
+        if n > wide.len() {
+            return self.push(Value::WideInt);
+        }
+        wide[..n].copy_from_slice(digits);
+        self.push(Value::Int(i64::from_le_bytes(wide)))
+    }
+
+    // Stack, memo, values.
+
+    fn charge(&mut self, n: usize) -> Result<()> {
+        self.charged = self.charged.saturating_add(n);
+        if self.charged > MAX_VALUES { Err(limit("values", MAX_VALUES)) } else { Ok(()) }
+    }
+
+    fn push(&mut self, value: Value) -> Result<()> {
+        // Fits: every node has been charged, and MAX_VALUES is far below 2^32.
+        let id = Id(self.nodes.len() as u32);
+        self.push_id(id)?;
+        self.nodes.push(value);
+        Ok(())
+    }
+
+    fn push_id(&mut self, id: Id) -> Result<()> {
+        self.charge(1)?;
+        if self.stack.len() == MAX_STACK {
+            return Err(limit("values on the stack", MAX_STACK));
+        }
+        self.stack.push(id);
+        Ok(())
+    }
+
+    /// The lowest index of the stack that may be popped: the innermost MARK.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn pop(&mut self) -> Result<Id> {
+        let id = self.top()?;
+        self.stack.pop();
+        Ok(id)
+    }
+
+    fn top(&self) -> Result<Id> {
+        match self.stack.last() {
+            Some(&id) if self.stack.len() > self.floor() => Ok(id),
+            _ => Err(Error::corrupt("pickle takes from an empty stack")),
+        }
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
+        let mark = self.marks.pop().ok_or_else(|| Error::corrupt("pickle closes a MARK that is not open"))?;
+        // pop never goes below the innermost MARK, so `mark` lies within the stack.
+        Ok(self.stack.split_off(mark.min(self.stack.len())))
+    }
+
+    fn remember(&mut self, slot: u32) -> Result<()> {
+        self.charge(1)?;
+        let id = self.top()?;
+        self.memo.insert(slot, id);
+        Ok(())
+    }
+
+    fn recall(&mut self, slot: u32) -> Result<()> {
+        let id =
+            *self.memo.get(&slot).ok_or_else(|| Error::corrupt("pickle recalls a value it never stored"))?;
+        self.push_id(id)
+    }
+
+    fn get(&self, id: Id) -> &Value {
+        &self.nodes[id.0 as usize]
+    }
+
+    fn text_of(&self, id: Id) -> Option<&str> {
+        if let Value::Str(s) = self.get(id) { Some(s) } else { None }
+    }
+
+    fn unexpected(&self, what: &str, id: Id, expected: &str) -> Error {
+        Error::corrupt(format!("{what} on the wrong kind of value"))
+            .expected(expected)
+            .found(self.get(id).kind())
+    }
+
+    // Containers.
+
+    fn tuple_of(&mut self, n: usize) -> Result<()> {
+        if self.stack.len() < self.floor() + n {
+            return Err(Error::corrupt("pickle takes from an empty stack"));
+        }
+        let items = self.stack.split_off(self.stack.len() - n);
+        self.push(Value::Tuple(items))
+    }
+
+    fn append(&mut self, items: Vec<Id>) -> Result<()> {
+        let list = self.top()?;
+        match &mut self.nodes[list.0 as usize] {
+            Value::List(all) => all.extend(items),
+            _ => return Err(self.unexpected("APPEND", list, "a list")),
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, items: Vec<Id>) -> Result<()> {
+        let dict = self.top()?;
+        let (pairs, odd) = items.as_chunks::<2>();
+        if !odd.is_empty() {
+            return Err(Error::corrupt("pickle sets a key without a value"));
+        }
+        match &mut self.nodes[dict.0 as usize] {
+            Value::Dict(all) => all.extend(pairs.iter().map(|&[k, v]| (k, v))),
+            _ => return Err(self.unexpected("SETITEM", dict, "a dict")),
+        }
+        Ok(())
+    }
+}
+
+fn truncated() -> Error {
+    Error::corrupt("pickle is cut off")
+}
+
+fn limit(what: &str, most: usize) -> Error {
+    Error::unsupported(format!("pickle has too many {what}")).expected(format!("at most {most}"))
+}

@@ -1,0 +1,97 @@
+//! The artefact's `config.json`: the source's, plus a compressed-tensors `quantization_config` (schema
+//! of compressed-tensors 0.20), so that Hugging Face tools read the same directory.
+
+use crate::plan::Plan;
+use qberta_model::{Architecture, Family, Task};
+use qberta_store::layout::{self, Role};
+use qberta_store::manifest::{Decision, Input, Weight};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// The configuration to write beside weights quantized by `plan`.
+pub fn artefact_config(source: &Map<String, Value>, arch: &Architecture, plan: &Plan) -> Map<String, Value> {
+    let mut config = source.clone();
+    // A bare pre-trained config names no class; readers need one to know which head the weights have.
+    config.insert("architectures".into(), json!([class_name(source, arch)]));
+    // Dequantized values are f32 products; a half-precision default would round the scales on load.
+    config.remove("torch_dtype");
+    config.insert("dtype".into(), json!("float32"));
+    let deberta = matches!(arch.family, Family::DebertaV1 | Family::DebertaV2);
+    if deberta && arch.head.task == Task::FillMask {
+        config.insert("legacy".into(), json!(true)); // the head is stored under cls.predictions
+    }
+    config.insert("quantization_config".into(), quantization_config(arch, plan));
+    config
+}
+
+/// The Hugging Face class of this architecture and task.
+fn class_name(source: &Map<String, Value>, arch: &Architecture) -> String {
+    let stem = match arch.family {
+        Family::DebertaV1 => "Deberta",
+        Family::DebertaV2 => "DebertaV2",
+        Family::Bert => "Bert",
+        Family::Roberta => match source.get("model_type").and_then(Value::as_str) {
+            Some("xlm-roberta") => "XLMRoberta",
+            Some("camembert") => "Camembert",
+            _ => "Roberta",
+        },
+        Family::DistilBert => "DistilBert",
+        Family::Electra => "Electra",
+    };
+    format!("{stem}{}", arch.head.task.class_suffix())
+}
+
+fn quantization_config(arch: &Architecture, plan: &Plan) -> Value {
+    let mut groups: BTreeMap<&str, (Vec<String>, Decision)> = BTreeMap::new();
+    let mut ignore = Vec::new();
+    for module in layout::modules(arch) {
+        let linear = matches!(module.role, Role::Linear(_) | Role::Vocabulary { .. } | Role::Kept | Role::Mix { .. });
+        let table = matches!(module.role, Role::Table { .. });
+        let decision = plan.get(&module.name).copied().unwrap_or(Decision::FLOAT);
+        match (decision.weight, decision.input) {
+            (Weight::Float, _) if linear => ignore.push(module.name),
+            (Weight::Float, _) => {}
+            (Weight::Int8Channel, _) if table => group(&mut groups, "embeddings", module.name, decision),
+            (Weight::Int8Channel, Input::TokenAsymmetric) => group(&mut groups, "linears", module.name, decision),
+            (Weight::Int8Channel, Input::TokenSymmetric) => group(&mut groups, "linears_symmetric", module.name, decision),
+            (Weight::Int8Channel, Input::Float) => group(&mut groups, "linears_weight_only", module.name, decision),
+        }
+    }
+    let config_groups: Map<String, Value> =
+        groups.into_iter().map(|(name, (targets, d))| (name.to_owned(), scheme(targets, d))).collect();
+    json!({
+        "config_groups": config_groups,
+        "format": "mixed-precision",
+        "global_compression_ratio": null,
+        "ignore": ignore,
+        "kv_cache_scheme": null,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "sparsity_config": {},
+        "transform_config": {},
+        "version": "0.20.0",
+    })
+}
+
+fn group(groups: &mut BTreeMap<&'static str, (Vec<String>, Decision)>, key: &'static str, name: String, d: Decision) {
+    groups.entry(key).or_insert_with(|| (Vec::new(), d)).0.push(name);
+}
+
+fn scheme(targets: Vec<String>, decision: Decision) -> Value {
+    let input = match decision.input {
+        Input::Float => Value::Null,
+        kind => json!({
+            "num_bits": 8, "type": "int", "symmetric": kind == Input::TokenSymmetric,
+            "strategy": "token", "dynamic": true,
+        }),
+    };
+    // Without a format per group, weight-only int8 would be taken for the int32-packed layout.
+    let format = if input.is_null() { "naive-quantized" } else { "int-quantized" };
+    json!({
+        "format": format,
+        "input_activations": input,
+        "output_activations": null,
+        "targets": targets,
+        "weights": {"num_bits": 8, "type": "int", "symmetric": true, "strategy": "channel", "dynamic": false},
+    })
+}

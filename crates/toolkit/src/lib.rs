@@ -1,0 +1,14 @@
+//! Float checkpoint to trustworthy int8 artefact: recipes, plans, quantization, probes, verification.
+//! Sees token ids, never text.
+
+pub mod hf_config;
+pub mod plan;
+pub mod probe;
+pub mod quantize;
+pub mod recipe;
+pub mod verify;
+
+pub use plan::Plan;
+pub use quantize::{Progress, Report, Request, quantize};
+pub use recipe::{Pattern, Preset, Recipe};
+pub use verify::{Verified, verify};

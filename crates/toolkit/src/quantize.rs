@@ -1,0 +1,229 @@
+//! Float checkpoint to artefact: plan, quantize, write beside the target, sync, reopen, replay, rename.
+
+use crate::hf_config::artefact_config;
+use crate::plan::{Plan, plan};
+use crate::probe;
+use crate::recipe::Recipe;
+use crate::verify::verify_at;
+use qberta_kernels::{Context, quantize_weight_rows};
+use qberta_model::{Error, Result, Task};
+use qberta_store::assemble::SCALE;
+use qberta_store::atomic::{Staging, check_target};
+use qberta_store::load::CONFIG;
+use qberta_store::manifest::{self, FileRecord, Manifest, Weight};
+use qberta_store::{Source, Tensor, digest, safetensors};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// File name of the weights of an artefact.
+pub const WEIGHTS: &str = "model.safetensors";
+
+/// What long work tells whoever watches.
+pub trait Progress {
+    /// A stage begins: `name` (a gerund), `steps` in it.
+    fn stage(&self, name: &str, steps: u64);
+    /// One step of it is done.
+    fn step(&self);
+}
+
+/// Nobody watches.
+impl Progress for () {
+    fn stage(&self, _name: &str, _steps: u64) {}
+    fn step(&self) {}
+}
+
+/// What to quantize and where to put it.
+pub struct Request<'a> {
+    /// A directory with `config.json`, float weights, tokenizer files.
+    pub model: &'a Path,
+    /// The directory to create.
+    pub out: &'a Path,
+    /// How.
+    pub recipe: &'a Recipe,
+    /// Overrides the head named by the configuration.
+    pub task: Option<Task>,
+}
+
+/// What was done. Sizes in bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// One decision per quantizable module.
+    pub plan: Plan,
+    /// Size of the weights in the source, as f32.
+    pub float_bytes: u64,
+    /// Size of the source's weight files.
+    pub source_bytes: u64,
+    /// Size of the artefact's weight file.
+    pub weight_bytes: u64,
+    /// Size of the whole artefact.
+    pub artefact_bytes: u64,
+    /// Tensors left out, with the reason.
+    pub ignored: BTreeMap<String, String>,
+    /// Probes replayed.
+    pub probes: usize,
+}
+
+/// Quantizes a checkpoint into an artefact that has reproduced its own outputs.
+///
+/// Errors: an unusable source, a recipe that does not fit it, a target with content, a full disk, or a
+/// reopened artefact that answers differently. On every error the target is as it was before.
+pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) -> Result<Report> {
+    check_target(request.out)?;
+    progress.stage("reading the checkpoint", 1);
+    let source = Source::open(request.model, request.task)?;
+    if source.is_artefact() {
+        return Err(Error::input("model is an artefact already: it is quantized")
+            .at(request.model.display())
+            .hint("start from the float checkpoint; `qberta inspect` shows what this one holds"));
+    }
+    let plan = plan(&source.arch, request.recipe)?;
+    // Building the float model checks every tensor (presence, shape, finite values) before any work.
+    let account = source.load(cx)?.account;
+    progress.step();
+
+    let tensors = quantize_tensors(&source, &plan, &account.used, progress)?;
+    let weights = safetensors::write(&tensors)?;
+    let config = artefact_config(&source.config, &source.arch, &plan);
+    let mut config_bytes = serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
+    config_bytes.push(b'\n');
+
+    progress.stage("recording probes", 1);
+    let sequences = probe::inputs(&source.arch);
+    let mut manifest = Manifest {
+        digest: String::new(),
+        files: BTreeMap::new(),
+        format_version: manifest::FORMAT_VERSION,
+        ignored_tensors: account.ignored.clone(),
+        plan: plan.clone(),
+        probes: Vec::new(),
+        recipe: request.recipe.record(),
+        source: source_records(&source)?,
+        tensors: tensors.iter().map(|(n, t)| (n.clone(), digest::of_tensor(t))).collect(),
+        tool: format!("qberta {}", env!("CARGO_PKG_VERSION")),
+    };
+    // The model as it stands in memory says what the file must answer once it is read back.
+    let in_memory = Source::from_parts(
+        request.model,
+        config.clone().into_iter().filter(|(k, _)| k != "quantization_config").collect(),
+        Some(manifest.clone()),
+        tensors,
+        Vec::new(),
+        Some(source.arch.head.task),
+    )?;
+    manifest.probes = probe::record(&in_memory.load(cx)?.model, &sequences, cx)?;
+    drop(in_memory);
+    progress.step();
+
+    progress.stage("writing and reopening", 2);
+    let staging = Staging::begin(request.out)?;
+    let mut put = |name: &str, bytes: &[u8]| -> Result<u64> {
+        staging.write(name, bytes)?;
+        let record = FileRecord { bytes: bytes.len() as u64, sha256: digest::of_bytes(bytes) };
+        manifest.files.insert(name.to_owned(), record);
+        Ok(bytes.len() as u64)
+    };
+    let weight_bytes = put(WEIGHTS, &weights)?;
+    drop(weights);
+    let mut artefact_bytes = weight_bytes + put(CONFIG, &config_bytes)?;
+    for name in companions(request.model) {
+        let path = request.model.join(&name);
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
+        artefact_bytes += put(&name, &bytes)?;
+    }
+    let sealed = manifest.seal();
+    staging.write(manifest::NAME, &sealed)?;
+    artefact_bytes += sealed.len() as u64;
+    progress.step();
+    let verified = verify_at(staging.path(), cx).map_err(|e| {
+        e.at(format!("{} (not written)", request.out.display()))
+            .hint("the saved model does not reproduce the one in memory; please report this")
+    })?;
+    staging.publish()?;
+    progress.step();
+
+    let float_bytes = source.tensors.iter().filter(|(n, _)| account.used.contains(*n)).map(|(_, t)| 4 * t.elements() as u64).sum();
+    let source_bytes = source.files.iter().filter_map(|f| std::fs::metadata(f).ok()).map(|m| m.len()).sum();
+    Ok(Report {
+        plan,
+        float_bytes,
+        source_bytes,
+        weight_bytes,
+        artefact_bytes,
+        ignored: account.ignored,
+        probes: verified.probes,
+    })
+}
+
+/// The tensors of the artefact: codes and scales where the plan says int8, the source's bytes elsewhere.
+fn quantize_tensors(
+    source: &Source,
+    plan: &Plan,
+    used: &std::collections::BTreeSet<String>,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, Tensor>> {
+    progress.stage("quantizing", plan.len() as u64);
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in source.tensors.iter().filter(|(n, _)| used.contains(*n)) {
+        let decision = name.strip_suffix(".weight").and_then(|module| plan.get(module));
+        match (decision.map(|d| d.weight), tensor.shape()) {
+            (Some(Weight::Int8Channel), &[rows, cols]) => {
+                let values = tensor.to_f32().map_err(|e| e.at(name))?;
+                if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+                    return Err(Error::corrupt("value is not finite").at(name).found(format!("{} at element {i}", values[i])));
+                }
+                let (codes, scale) = quantize_weight_rows(&values, rows, cols);
+                tensors.insert(format!("{name}{SCALE}"), Tensor::from_f32(vec![rows, 1], &scale)?);
+                tensors.insert(name.clone(), Tensor::from_i8(vec![rows, cols], &codes)?);
+            }
+            _ => {
+                tensors.insert(name.clone(), tensor.clone());
+            }
+        }
+        if decision.is_some() {
+            progress.step();
+        }
+    }
+    Ok(tensors)
+}
+
+/// Digests of the files the weights came from, by file name.
+fn source_records(source: &Source) -> Result<BTreeMap<String, FileRecord>> {
+    let config = source.dir.join(CONFIG);
+    source
+        .files
+        .iter()
+        .chain([&config])
+        .map(|path| {
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let (sha256, bytes) = digest::of_file(path)?;
+            Ok((name, FileRecord { bytes, sha256 }))
+        })
+        .collect()
+}
+
+/// Files that travel with the weights unchanged: tokenizers, pooling settings, notices.
+const COMPANIONS: &[&str] = &[
+    "1_Pooling/config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "added_tokens.json",
+    "bpe_encoder.bin",
+    "config_sentence_transformers.json",
+    "merges.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spm.model",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
+fn companions(dir: &Path) -> Vec<String> {
+    COMPANIONS.iter().filter(|n| dir.join(n).is_file()).map(|&n| n.to_owned()).collect()
+}

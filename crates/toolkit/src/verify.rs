@@ -1,0 +1,113 @@
+//! Reopen an artefact and make it prove itself: manifest, files, structure, probes, in that order.
+
+use crate::probe;
+use qberta_kernels::Context;
+use qberta_model::{Error, Result};
+use qberta_store::checkpoint::Checkpoint;
+use qberta_store::manifest::{self, Manifest};
+use qberta_store::{Source, digest};
+use std::path::Path;
+
+/// What was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Files whose digests agree.
+    pub files: usize,
+    /// Tensors whose digests agree.
+    pub tensors: usize,
+    /// Probes replayed, each alone and all in one batch.
+    pub probes: usize,
+    /// Files beside the artefact that the manifest does not know.
+    pub unlisted: Vec<String>,
+}
+
+/// Checks the artefact at `dir`.
+///
+/// Errors: the first difference found. Kind `Mismatch` or `Corrupt` means the artefact is not what was
+/// written; `Io` and `Input` that there is no artefact to check.
+pub fn verify(dir: &Path, cx: &Context) -> Result<Verified> {
+    verify_at(dir, cx)
+}
+
+pub(crate) fn verify_at(dir: &Path, cx: &Context) -> Result<Verified> {
+    let path = dir.join(manifest::NAME);
+    let bytes = std::fs::read(&path).map_err(|e| {
+        let error = Error::io("cannot read the manifest of an artefact", path.display(), &e);
+        match dir.join("config.json").is_file() {
+            true => error.hint("this looks like a float checkpoint; `qberta quantize` makes an artefact of it"),
+            false => error.hint("pass a directory that `qberta quantize` wrote"),
+        }
+    })?;
+    let manifest = Manifest::parse(&bytes, true).map_err(|e| e.at(dir.display()))?;
+    check_files(dir, &manifest)?;
+    let source = Source::open(dir, None)?;
+    for (name, recorded) in &manifest.tensors {
+        let found = source.tensors.get(name).map(digest::of_tensor);
+        if found.as_ref() != Some(recorded) {
+            return Err(Error::mismatch("tensor differs from its digest").at(name).at(dir.display()));
+        }
+    }
+    let loaded = source.load(cx)?;
+    probe::replay(&loaded.model, &manifest.probes, cx).map_err(|e| e.at(dir.display()))?;
+    Ok(Verified {
+        files: manifest.files.len() + 1,
+        tensors: manifest.tensors.len(),
+        probes: manifest.probes.len(),
+        unlisted: unlisted(dir, &manifest),
+    })
+}
+
+fn check_files(dir: &Path, manifest: &Manifest) -> Result<()> {
+    for (name, record) in &manifest.files {
+        let path = dir.join(name);
+        if !path.is_file() {
+            return Err(Error::mismatch("file of the artefact is missing").at(path.display()));
+        }
+        let (sha256, bytes) = digest::of_file(&path)?;
+        if bytes != record.bytes {
+            return Err(Error::mismatch("file has another size")
+                .at(path.display())
+                .expected(format!("{} bytes", record.bytes))
+                .found(format!("{bytes} bytes")));
+        }
+        if sha256 != record.sha256 {
+            let mut error = Error::mismatch("file differs from its digest")
+                .at(path.display())
+                .expected(format!("sha256 {}", record.sha256))
+                .found(sha256);
+            if let Some(tensor) = first_damaged(&path, manifest) {
+                error = error.hint(tensor);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Names the first tensor of a damaged weight file that is not what was written.
+fn first_damaged(path: &Path, manifest: &Manifest) -> Option<String> {
+    if path.extension()? != "safetensors" {
+        return None;
+    }
+    let checkpoint = match Checkpoint::open(path) {
+        Ok(c) => c,
+        Err(e) => return Some(format!("the header is damaged: {e}")),
+    };
+    manifest
+        .tensors
+        .iter()
+        .find(|(n, d)| checkpoint.tensors.get(*n).map(digest::of_tensor).as_ref() != Some(d))
+        .map(|(n, _)| format!("the first damaged tensor is {n}"))
+}
+
+fn unlisted(dir: &Path, manifest: &Manifest) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter(|e| e.path().is_file())
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|n| n != manifest::NAME && n != ".lock" && !manifest.files.contains_key(n))
+        .collect();
+    names.sort();
+    names
+}
