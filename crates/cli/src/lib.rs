@@ -96,16 +96,8 @@ pub fn main() -> ExitCode {
 
 fn world(common: &Common, screen: Screen) -> Result<World> {
     let isa = match common.isa.as_deref() {
-        None | Some("" | "auto") => Isa::best(),
-        Some(name) => {
-            let usable = || Isa::available().iter().map(|i| i.name()).collect::<Vec<_>>().join(", ");
-            Isa::parse(name).filter(|isa| Isa::available().contains(isa)).ok_or_else(|| {
-                Error::input("this machine cannot run that instruction set")
-                    .at("--isa / QBERTA_ISA")
-                    .expected(format!("auto, {}", usable()))
-                    .found(name)
-            })?
-        }
+        None | Some("") => Isa::best(),
+        Some(name) => Isa::parse(name).map_err(|e| Error::input(e).at("--isa / QBERTA_ISA"))?,
     };
     let threads = match common.threads {
         Some(n) => usize::from(n),

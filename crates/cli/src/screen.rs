@@ -97,7 +97,7 @@ impl Progress for Screen {
 /// A table with a header; columns whose header starts with `>` are right-aligned.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     let right: Vec<bool> = header.iter().map(|h| h.starts_with('>')).collect();
     let align = |i: usize, text: &str| {
         let side = if right[i] { CellAlignment::Right } else { CellAlignment::Left };

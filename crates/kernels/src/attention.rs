@@ -88,7 +88,7 @@ pub fn attend(
     check(spec, q, k, v, spans, queries);
     let mut out = Matrix::zeros(q.rows(), q.cols());
     let groups = match spec.mix {
-        Some(_) => vec![0..spec.heads],
+        Some(_) => steps(spec.heads, spec.heads),
         None => steps(spec.heads, 1),
     };
     let parts = split(cx.threads.count(), groups.len(), spans, queries);

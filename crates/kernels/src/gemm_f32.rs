@@ -6,7 +6,7 @@
 use crate::lanes::{Kernel, LANES, Simd};
 use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile};
-use crate::tiles::{Product, grid, sweep};
+use crate::tiles::{Product, columns, grid, runs, sweep};
 use crate::{Context, Matrix};
 
 /// The definition. `x [rows, in]`, `weight [out, in]`, `bias [out]` -> `[rows, out]`.
@@ -137,14 +137,8 @@ impl Product for Chain<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
         let depth = self.depth;
-        let mut x: [&[f32]; R] = [&[]; R];
-        for r in 0..R {
-            x[r] = &self.x[(row + r) * self.stride..][..depth];
-        }
-        let mut w: [&[[f32; LANES]]; P] = [&[]; P];
-        for p in 0..P {
-            w[p] = &self.panels[(panel + p) * depth..][..depth];
-        }
+        let x: [&[f32]; R] = runs(self.x, row * self.stride, self.stride, depth);
+        let w: [&[[f32; LANES]]; P] = runs(self.panels, panel * depth, depth, depth);
         let mut acc = [[s.splat(0.0); P]; R];
         for k in 0..depth {
             let mut line = [s.splat(0.0); P];
@@ -159,7 +153,7 @@ impl Product for Chain<'_> {
             }
         }
         for p in 0..P {
-            let cols = (panel + p) * LANES..((panel + p + 1) * LANES).min(out.cols.len());
+            let cols = columns(panel + p, out);
             for r in 0..R {
                 let y = match self.bias {
                     Some(bias) => s.add(acc[r][p], s.load_any(&bias[cols.clone()])),

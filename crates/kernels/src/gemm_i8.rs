@@ -8,7 +8,7 @@ use crate::lanes::{Kernel, LANES, Simd};
 use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile};
 use crate::rows::QuantizedRows;
-use crate::tiles::{Product, grid, sweep};
+use crate::tiles::{Product, columns, grid, runs, sweep};
 use crate::{Context, Matrix};
 
 /// The definition of [`gemm_i8`] for one output element: codes of an input row and of a weight row.
@@ -212,14 +212,8 @@ impl Product for I8<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
         let groups = self.groups;
-        let mut x: [&[i32]; R] = [&[]; R];
-        for r in 0..R {
-            x[r] = &self.x[(row + r) * self.stride..][..groups];
-        }
-        let mut w: [&[[i32; LANES]]; P] = [&[]; P];
-        for p in 0..P {
-            w[p] = &self.panels[(panel + p) * groups..][..groups];
-        }
+        let x: [&[i32]; R] = runs(self.x, row * self.stride, self.stride, groups);
+        let w: [&[[i32; LANES]]; P] = runs(self.panels, panel * groups, groups, groups);
         let mut acc = [[s.splat_i(0); P]; R];
         for g in 0..groups {
             let mut line = [s.splat_i(0); P];
@@ -234,7 +228,7 @@ impl Product for I8<'_> {
             }
         }
         for p in 0..P {
-            let cols = (panel + p) * LANES..((panel + p + 1) * LANES).min(out.cols.len());
+            let cols = columns(panel + p, out);
             let scale = s.load_any(&self.columns.scale[cols.clone()]);
             let sums = s.load_any_i(&self.columns.sums[cols.clone()]);
             let bias = self.columns.bias(s, cols.clone());
@@ -259,14 +253,8 @@ impl Product for F32I8<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
         let (depth, groups) = (self.depth, self.depth.div_ceil(GROUP));
-        let mut x: [&[f32]; R] = [&[]; R];
-        for r in 0..R {
-            x[r] = &self.x[(row + r) * depth..][..depth];
-        }
-        let mut w: [&[[i32; LANES]]; P] = [&[]; P];
-        for p in 0..P {
-            w[p] = &self.panels[(panel + p) * groups..][..groups];
-        }
+        let x: [&[f32]; R] = runs(self.x, row * depth, depth, depth);
+        let w: [&[[i32; LANES]]; P] = runs(self.panels, panel * groups, groups, groups);
         let mut acc = [[s.splat(0.0); P]; R];
         for g in 0..groups {
             let mut lines = [[s.splat(0.0); GROUP]; P];
@@ -284,7 +272,7 @@ impl Product for F32I8<'_> {
             }
         }
         for p in 0..P {
-            let cols = (panel + p) * LANES..((panel + p + 1) * LANES).min(out.cols.len());
+            let cols = columns(panel + p, out);
             let scale = s.load_any(&self.columns.scale[cols.clone()]);
             let bias = self.columns.bias(s, cols.clone());
             for r in 0..R {

@@ -62,7 +62,7 @@ pub(crate) trait Simd: Copy {
     /// `if mask { x } else { y }`, where each lane of `mask` is 0 or -1.
     fn choose(self, mask: Self::I, x: Self::F, y: Self::F) -> Self::F;
     fn bits(self, x: Self::F) -> Self::I;
-    fn from_bits(self, x: Self::I) -> Self::F;
+    fn of_bits(self, x: Self::I) -> Self::F;
     /// Nearest integer, ties to even. Only for |x| < 2^31: other values differ between machines.
     fn round(self, x: Self::F) -> Self::I;
     /// To f32, rounded to nearest, ties to even.

@@ -43,22 +43,27 @@ fn band<S: Simd>(s: S, product: &impl Product, height: usize, rows: Range<usize>
         return;
     }
     // Accumulators and weights of a tile fill the registers; low tiles are wide to hide the latency of fma.
-    match (S::REGISTERS, height) {
-        (Registers::Many, 1) => panels::<S, 1, 8>(s, product, rows, out),
-        (Registers::Many, 2) => panels::<S, 2, 8>(s, product, rows, out),
-        (Registers::Many, 3) => panels::<S, 3, 6>(s, product, rows, out),
-        (Registers::Many, 4) => panels::<S, 4, 6>(s, product, rows, out),
-        (Registers::Many, 5) => panels::<S, 5, 4>(s, product, rows, out),
-        (Registers::Many, 6) => panels::<S, 6, 4>(s, product, rows, out),
-        (Registers::Many, 7) => panels::<S, 7, 3>(s, product, rows, out),
-        (Registers::Many, 8) => panels::<S, 8, 3>(s, product, rows, out),
-        (Registers::Few, 1) => panels::<S, 1, 4>(s, product, rows, out),
-        (Registers::Few, 2) => panels::<S, 2, 2>(s, product, rows, out),
-        (Registers::Few, 3) => panels::<S, 3, 2>(s, product, rows, out),
-        (Registers::Few, 4) => panels::<S, 4, 1>(s, product, rows, out),
-        (Registers::Few, 5) => panels::<S, 5, 1>(s, product, rows, out),
-        (Registers::Few, 6) => panels::<S, 6, 1>(s, product, rows, out),
-        _ => unreachable!("tiles of {height} rows"),
+    match S::REGISTERS {
+        Registers::Many => match height {
+            1 => panels::<S, 1, 8>(s, product, rows, out),
+            2 => panels::<S, 2, 8>(s, product, rows, out),
+            3 => panels::<S, 3, 6>(s, product, rows, out),
+            4 => panels::<S, 4, 6>(s, product, rows, out),
+            5 => panels::<S, 5, 4>(s, product, rows, out),
+            6 => panels::<S, 6, 4>(s, product, rows, out),
+            7 => panels::<S, 7, 3>(s, product, rows, out),
+            8 => panels::<S, 8, 3>(s, product, rows, out),
+            _ => unreachable!("tiles of {height} rows"),
+        },
+        Registers::Few => match height {
+            1 => panels::<S, 1, 4>(s, product, rows, out),
+            2 => panels::<S, 2, 2>(s, product, rows, out),
+            3 => panels::<S, 3, 2>(s, product, rows, out),
+            4 => panels::<S, 4, 1>(s, product, rows, out),
+            5 => panels::<S, 5, 1>(s, product, rows, out),
+            6 => panels::<S, 6, 1>(s, product, rows, out),
+            _ => unreachable!("tiles of {height} rows"),
+        },
     }
 }
 
@@ -81,6 +86,25 @@ fn panels<S: Simd, const R: usize, const P: usize>(
             product.tile::<S, R, 1>(s, row, panel, out);
         }
     }
+}
+
+/// `N` runs of `len` values, the first at `start`, each `stride` after the one before.
+///
+/// All have the same length by construction, so the loops over them need no further bounds checks.
+#[inline(always)]
+pub(crate) fn runs<T, const N: usize>(values: &[T], start: usize, stride: usize, len: usize) -> [&[T]; N] {
+    let mut runs: [&[T]; N] = [&[]; N];
+    // A loop and not `array::from_fn`: a closure is compiled without the instruction set of its caller.
+    for i in 0..N {
+        runs[i] = &values[start + i * stride..][..len];
+    }
+    runs
+}
+
+/// The columns of `out` that a panel covers, 16 unless it is the last.
+#[inline(always)]
+pub(crate) fn columns(panel: usize, out: &Tile) -> Range<usize> {
+    panel * LANES..((panel + 1) * LANES).min(out.cols.len())
 }
 
 /// How an output `[rows, out]` is split into tasks, as row ranges and column ranges; `row_bytes` is the size

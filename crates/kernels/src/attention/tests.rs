@@ -228,7 +228,8 @@ fn either_position_term_can_point_at_the_token_before() {
     let (len, size) = (40, 16);
     for content_to_position in [true, false] {
         let mut case = Case::new(1, size, &[len], (60, 64), 1);
-        let (ones, zeros) = (Matrix::from_vec(len + 3, size, vec![1.0; (len + 3) * size]), Matrix::zeros(len + 3, size));
+        let (ones, zeros) =
+            (Matrix::from_vec(len + 3, size, vec![1.0; (len + 3) * size]), Matrix::zeros(len + 3, size));
         let mut table = Matrix::zeros(128, size);
         table.row_mut(64 + 1).fill(100.0);
         (case.q, case.k, case.keys, case.queries) = match content_to_position {

@@ -154,7 +154,7 @@ impl Simd for Avx2 {
         op!(self, [_mm256_castps_si256(x[0]), _mm256_castps_si256(x[1])])
     }
     #[inline(always)]
-    fn from_bits(self, x: I) -> F {
+    fn of_bits(self, x: I) -> F {
         op!(self, [_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1])])
     }
     #[inline(always)]

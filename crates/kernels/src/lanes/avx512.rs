@@ -104,7 +104,7 @@ impl Simd for Avx512 {
         op!(self, _mm512_castps_si512(x))
     }
     #[inline(always)]
-    fn from_bits(self, x: __m512i) -> __m512 {
+    fn of_bits(self, x: __m512i) -> __m512 {
         op!(self, _mm512_castsi512_ps(x))
     }
     #[inline(always)]

@@ -85,7 +85,7 @@ impl Simd for Scalar {
         x.map(|x| x.to_bits() as i32)
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn of_bits(self, x: Self::I) -> Self::F {
         x.map(|x| f32::from_bits(x as u32))
     }
     #[inline(always)]

@@ -27,7 +27,7 @@ impl Kernel for Everything {
             s.if_less(a, b, c, a),
             s.choose(s.load_i(&[0, -1, -1, 0, 0, 0, -1, 0, -1, -1, -1, 0, 0, -1, 0, -1]), a, b),
             s.float(i),
-            s.from_bits(s.bits(c)),
+            s.of_bits(s.bits(c)),
             s.first(5, a, b),
             s.load_any(&self.a[..11]),
             s.widen4(i)[0],

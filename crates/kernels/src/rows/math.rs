@@ -18,13 +18,13 @@ fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, c: &[f32; N]) -> S::F {
 
 #[inline(always)]
 fn magnitude<S: Simd>(s: S, x: S::F) -> S::F {
-    s.from_bits(s.and_i(s.bits(x), s.splat_i(i32::MAX)))
+    s.of_bits(s.and_i(s.bits(x), s.splat_i(i32::MAX)))
 }
 
 /// `x` >= +0.0 with the sign of `of`.
 #[inline(always)]
 fn with_sign<S: Simd>(s: S, x: S::F, of: S::F) -> S::F {
-    s.from_bits(s.or_i(s.bits(x), s.and_i(s.bits(of), s.splat_i(i32::MIN))))
+    s.of_bits(s.or_i(s.bits(x), s.and_i(s.bits(of), s.splat_i(i32::MIN))))
 }
 
 /// e^x for x <= 0, within 1.1 ulp; +0.0 below -87.336, where e^x nears the smallest normal number.
@@ -46,7 +46,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let near_one = s.add(s.splat(1.0), tail);
     // 2^n by its bits: the exponent field is n + 127. Multiplying, unlike adding to the field, keeps a NaN.
     let exponent = s.add_i(s.bits(shifted), s.splat_i(127 - TO_INTEGER.to_bits() as i32));
-    let y = s.mul(near_one, s.from_bits(s.shl_i::<23>(exponent)));
+    let y = s.mul(near_one, s.of_bits(s.shl_i::<23>(exponent)));
     s.if_less(x, s.splat(LEAST), s.splat(0.0), y)
 }
 
