@@ -7,7 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::lanes::{Avx2, Avx512};
-use crate::lanes::{Kernel, Scalar};
+use crate::lanes::{Kernel, Scalar, Simd};
 
 /// The name of an instruction set that kernels can be run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +94,7 @@ impl Isa {
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
-            Isa::Scalar => kernel.run(Scalar),
+            Isa::Scalar => Scalar.enter(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => match Avx2::detect() {
                 Some(token) => token.enter(kernel),

@@ -37,12 +37,15 @@ pub(crate) enum Registers {
 
 /// Sixteen lanes of f32 (`F`) and of i32 (`I`).
 ///
-/// To implement it for a new instruction set: a token that only `detect` makes, `enter` which runs a kernel
-/// inside a function compiled for it, and the methods below with exactly the stated lane results.
+/// To implement it for a new instruction set: a token that only `detect` makes, and the
+/// methods below with exactly the stated lane results.
 pub(crate) trait Simd: Copy {
     type F: Copy;
     type I: Copy;
     const REGISTERS: Registers;
+
+    /// Runs `kernel` in a function of its own that is compiled for these instructions.
+    fn enter<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::lanes::{LANES, Registers, Simd};
+use crate::lanes::{Kernel, LANES, Registers, Simd};
 use crate::parallel::{Threads, Tile, steps};
 
 /// A matrix product that can compute any one register tile of its output.
@@ -78,13 +78,30 @@ fn panels<S: Simd, const R: usize, const P: usize>(
     let wide = count - count % P;
     for panel in (0..wide).step_by(P) {
         for row in rows.clone().step_by(R) {
-            product.tile::<S, R, P>(s, row, panel, out);
+            s.enter(OneTile::<_, R, P> { product, row, panel, out });
         }
     }
     for panel in wide..count {
         for row in rows.clone().step_by(R) {
-            product.tile::<S, R, 1>(s, row, panel, out);
+            s.enter(OneTile::<_, R, 1> { product, row, panel, out });
         }
+    }
+}
+
+/// A tile as a function of its own. Inlined side by side, the tiles of a product made one function in which
+/// the optimiser no longer kept the accumulators in registers (measured: 68 instead of 185 GF/s).
+struct OneTile<'a, 'o, M, const R: usize, const P: usize> {
+    product: &'a M,
+    row: usize,
+    panel: usize,
+    out: &'a mut Tile<'o>,
+}
+
+impl<M: Product, const R: usize, const P: usize> Kernel for OneTile<'_, '_, M, R, P> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.product.tile::<S, R, P>(s, self.row, self.panel, self.out);
     }
 }
 

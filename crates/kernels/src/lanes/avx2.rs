@@ -16,17 +16,6 @@ impl Avx2 {
         let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
         has.then_some(Avx2 { _made_by_detect: () })
     }
-
-    /// Runs `kernel` in a function compiled for these instructions.
-    #[inline]
-    pub fn enter<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma")]
-        fn inside<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
-            kernel.run(token)
-        }
-        // SAFETY: `self` exists, so `detect` found every feature that `inside` enables.
-        unsafe { inside(self, kernel) }
-    }
 }
 
 /// A register operation on values, allowed because `$self` is a token.
@@ -70,6 +59,17 @@ impl Simd for Avx2 {
     type F = F;
     type I = I;
     const REGISTERS: Registers = Registers::Few;
+
+    #[inline]
+    fn enter<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma")]
+        fn inside<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: `self` exists, so `detect` found every feature that `inside` enables.
+        unsafe { inside(self, kernel) }
+    }
 
     #[inline(always)]
     fn load(self, x: &[f32; LANES]) -> F {

@@ -22,17 +22,6 @@ impl Avx512 {
             && is_x86_feature_detected!("fma");
         has.then_some(Avx512 { _made_by_detect: () })
     }
-
-    /// Runs `kernel` in a function compiled for these instructions.
-    #[inline]
-    pub fn enter<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
-        fn inside<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
-            kernel.run(token)
-        }
-        // SAFETY: `self` exists, so `detect` found every feature that `inside` enables.
-        unsafe { inside(self, kernel) }
-    }
 }
 
 /// A register operation on values, allowed because `$self` is a token.
@@ -48,6 +37,17 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     const REGISTERS: Registers = Registers::Many;
+
+    #[inline]
+    fn enter<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
+        fn inside<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: `self` exists, so `detect` found every feature that `inside` enables.
+        unsafe { inside(self, kernel) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

@@ -1,6 +1,6 @@
 //! Lanes as arrays: runs on any machine, and is the meaning that the others are tested against.
 
-use super::{LANES, Registers, Simd};
+use super::{Kernel, LANES, Registers, Simd};
 
 /// Needs nothing, so it needs no detection.
 #[derive(Clone, Copy)]
@@ -20,6 +20,9 @@ impl Simd for Scalar {
     type I = [i32; LANES];
     const REGISTERS: Registers = Registers::Few;
 
+    fn enter<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [x; LANES]

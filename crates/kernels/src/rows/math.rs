@@ -35,7 +35,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     const Q: [f32; 5] = [0.5, 0.166_665_21, 0.041_666_39, 0.008_368_679, 0.001_394_187_8];
     const LEAST: f32 = -87.336; // ln(2^-126) = -87.3365: from here on 2^n times the rest is normal
     const TO_INTEGER: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
-    const LN_2_HIGH: f32 = 0.693_147_2; // ln 2 rounded to f32
+    const LN_2_HIGH: f32 = std::f32::consts::LN_2; // ln 2 rounded to f32
     const LN_2_LOW: f32 = -1.904_654_3e-9; // and what is left of it
 
     let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(TO_INTEGER));
@@ -67,7 +67,7 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 pub(crate) fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     const E: [f32; 7] = [
-        1.128_379_1,
+        std::f32::consts::FRAC_2_SQRT_PI,
         -0.376_124_56,
         0.112_822_026,
         -0.026_805_732,

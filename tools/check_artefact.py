@@ -1,0 +1,162 @@
+"""Checks an artefact against the checkpoint it was made from, with numpy alone and none of qberta's code.
+
+usage: check_artefact.py ARTEFACT SOURCE
+
+  weights   every int8 tensor has NAME_scale, float32 [rows, 1], positive; codes within +-127; code * scale within
+            half a step of the source; float tensors equal the source's bits
+  config    quantization_config is compressed-tensors: every group well formed, every target a module that is
+            int8, every other matrix of a linear in the ignore list
+  digests   every file and tensor of qberta.json, and qberta.json itself
+Prints one line per check; exit status 1 if one fails.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from reference import read_safetensors
+
+failures = 0
+
+# A code is round(value / scale) with the quotient in float32: near 127 that is off by half an ulp, 3.8e-6.
+HALF_A_STEP = 0.5 + 2.0**-18
+
+
+def check(name: str, problems: list[str], extent: str) -> None:
+    global failures
+    failures += bool(problems)
+    print(f"{'FAIL' if problems else 'ok':4} {name}: {extent}")
+    for problem in problems[:5]:
+        print(f"       {problem}")
+    if len(problems) > 5:
+        print(f"       and {len(problems) - 5} more")
+
+
+def weights(tensors: dict, source: dict) -> None:
+    problems, coded, worst = [], 0, 0.0
+    for name, codes in tensors.items():
+        if codes.dtype != np.int8:
+            continue
+        coded += 1
+        scale = tensors.get(name + "_scale")
+        if scale is None or scale.dtype != np.float32 or scale.shape != (codes.shape[0], 1):
+            problems.append(f"{name}: no float32 [{codes.shape[0]}, 1] {name}_scale")
+            continue
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            problems.append(f"{name}: a scale is not a positive number")
+        if codes.min(initial=0) < -127:
+            problems.append(f"{name}: holds the code -128")
+        original = find(name, source)
+        if original is None or original.shape != codes.shape:
+            problems.append(f"{name}: not in the source, or not of shape {codes.shape} there")
+            continue
+        steps = np.abs(codes * scale.astype(np.float64) - original) / scale
+        worst = max(worst, float(steps.max(initial=0)))
+        if steps.max(initial=0) > HALF_A_STEP:
+            problems.append(f"{name}: {steps.max():.7f} steps from the source")
+    check("codes and scales", problems if coded else ["no int8 tensor"], f"{coded} tensors, at most {worst:.7f} steps off")
+    problems, same = [], 0
+    for name, values in tensors.items():
+        if values.dtype == np.int8 or (name.endswith("_scale") and name.removesuffix("_scale") in tensors):
+            continue
+        original = find(name, source)
+        same += 1
+        if original is None:
+            problems.append(f"{name}: not in the source")
+        elif original.shape != values.shape or original.tobytes() != values.tobytes():
+            problems.append(f"{name}: differs from the source")
+    check("float tensors", problems, f"{same} equal to the source")
+
+
+def find(name: str, source: dict):
+    """The source may use older names: a missing or a wrapper's prefix, gamma and beta, Microsoft's head."""
+    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    head = "lm_predictions.lm_head"
+    microsoft = name.replace("cls.predictions.transform", head).replace("cls.predictions", head)
+    for wanted in (microsoft, name, old):  # its own head is the trained one where both are there
+        parts = wanted.split(".")
+        found = [source[n] for n in (wanted, ".".join(parts[1:])) if n in source]
+        found += [t for n, t in source.items() if n.endswith("." + wanted)]
+        if found:
+            return found[0]
+    return None
+
+
+ARGUMENTS = {"num_bits", "type", "symmetric", "strategy", "dynamic"}
+
+
+def arguments(where: str, given, strategies: set, dynamic: bool) -> list[str]:
+    if not isinstance(given, dict) or not ARGUMENTS <= given.keys():
+        return [f"{where}: expected {sorted(ARGUMENTS)}"]
+    wrong = given["num_bits"] != 8 or given["type"] != "int" or given["strategy"] not in strategies
+    return [f"{where}: {given}"] if wrong or given["dynamic"] is not dynamic else []
+
+
+def config(directory: Path, tensors: dict) -> None:
+    whole = json.loads((directory / "config.json").read_text())
+    q = whole.get("quantization_config")
+    if not isinstance(q, dict):
+        return check("quantization_config", ["config.json has none"], "absent")
+    problems = [f"{k} is {q.get(k)!r}" for k, v in (("quant_method", "compressed-tensors"), ("quantization_status", "compressed")) if q.get(k) != v]
+    problems += [f"{k} is missing" for k in ("config_groups", "format", "ignore", "version") if k not in q]
+    coded = {n.removesuffix(".weight") for n, t in tensors.items() if t.dtype == np.int8}
+    # A linear has a matrix; so has a table, which is float unless a group names it.
+    matrices = {n.removesuffix(".weight") for n, t in tensors.items() if n.endswith(".weight") and t.ndim == 2}
+    tables = {m for m in matrices if m.endswith("_embeddings")}
+    targets: list[str] = []
+    for name, group in q.get("config_groups", {}).items():
+        problems += arguments(f"{name}.weights", group.get("weights"), {"channel"}, False)
+        if not group.get("weights", {}).get("symmetric"):
+            problems.append(f"{name}: weights are not symmetric")
+        if group.get("input_activations") is not None:
+            problems += arguments(f"{name}.input_activations", group["input_activations"], {"token"}, True)
+        if group.get("output_activations") is not None:
+            problems.append(f"{name}: has output_activations")
+        wanted = "naive-quantized" if group.get("input_activations") is None else "int-quantized"
+        if group.get("format") != wanted:
+            problems.append(f"{name}: format {group.get('format')!r}, expected {wanted!r}")
+        targets += group.get("targets", [])
+    ignore = q.get("ignore", [])
+    problems += [f"target {t}: no int8 tensor of that module" for t in targets if t not in coded]
+    problems += [f"{m}: int8, and no group targets it" for m in sorted(coded - set(targets))]
+    problems += [f"{t}: targeted more than once" for t in sorted({t for t in targets if targets.count(t) > 1})]
+    problems += [f"{m}: float, and not in the ignore list" for m in sorted(matrices - coded - tables - set(ignore))]
+    problems += [f"{m}: both targeted and ignored" for m in sorted(set(targets) & set(ignore))]
+    check("quantization_config", problems, f"{len(q.get('config_groups', {}))} groups, {len(targets)} targets, {len(ignore)} ignored")
+
+
+def digests(directory: Path) -> None:
+    text = (directory / "qberta.json").read_bytes()
+    manifest = json.loads(text)
+    problems = []
+    for name, record in manifest["files"].items():
+        data = (directory / name).read_bytes()
+        if len(data) != record["bytes"] or hashlib.sha256(data).hexdigest() != record["sha256"]:
+            problems.append(f"{name}: differs from its digest")
+    unsealed = dict(manifest, digest="")
+    canonical = json.dumps(unsealed, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    if hashlib.sha256(canonical.encode()).hexdigest() != manifest["digest"]:
+        problems.append("qberta.json: differs from its own digest")
+    check("digests", problems, f"{len(manifest['files'])} files and the manifest")
+
+
+def main() -> int:
+    if len(sys.argv) != 3:
+        sys.exit("usage: check_artefact.py ARTEFACT SOURCE")
+    artefact, source = Path(sys.argv[1]), Path(sys.argv[2])
+    tensors = read_safetensors(artefact / "model.safetensors")
+    originals: dict = {}
+    for file in sorted(source.glob("*.safetensors")):
+        originals |= read_safetensors(file)
+    if not originals:
+        sys.exit(f"check_artefact: {source} holds no safetensors file")
+    weights(tensors, originals)
+    config(artefact, tensors)
+    digests(artefact)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

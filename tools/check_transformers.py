@@ -1,0 +1,80 @@
+"""Second opinion on an artefact: Hugging Face transformers with compressed-tensors opens the same directory.
+
+usage: check_transformers.py ARTEFACT [ROWS.jsonl ANSWERS.jsonl]      needs tools/requirements-torch.txt
+
+  ROWS     {"input_ids": [..], "token_type_ids": [..]} a line
+  ANSWERS  what `qberta predict ARTEFACT --raw --input ROWS.jsonl` wrote
+
+Asserts that every quantized module's dequantized weight equals int8.float() * scale bit for bit and that no weight
+is missing or left over, then reports the largest difference of the outputs. Activations are quantized per token on both
+sides but in another order of operations, so a code may round the other way: differences are expected near one activation
+step, not zero.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+
+def model_class(config: dict):
+    name = config["architectures"][0]
+    return getattr(transformers, name)
+
+
+def main() -> int:
+    directory = Path(sys.argv[1])
+    config = json.loads((directory / "config.json").read_text())
+    stored = load_file(directory / "model.safetensors")
+    torch.set_num_threads(1)
+    model, info = model_class(config).from_pretrained(directory, output_loading_info=True)
+    model.eval()
+    failed = False
+    tied = {name for name in info["missing_keys"] if name in (getattr(model, "_tied_weights_keys", None) or [])}
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(set(map(str, info[kind])) - tied)
+        failed |= bool(names)
+        print(f"{'FAIL' if names else 'ok':4} {kind}: {len(names)} {names[:6]}")
+
+    inputs = {k: v for k, v in (("input_ids", torch.tensor([[1, 2, 3]])),)}
+    with torch.no_grad():
+        model(**inputs)  # compressed-tensors dequantizes on the first forward
+    modules, wrong, quantized = dict(model.named_modules()), [], 0
+    for name, codes in stored.items():
+        if codes.dtype != torch.int8:
+            continue
+        quantized += 1
+        want = codes.float() * stored[name + "_scale"]
+        found = modules[name.removesuffix(".weight")].weight
+        if found.dtype == torch.int8 or not torch.equal(found.float(), want):
+            wrong.append(f"{name} ({found.dtype})")
+    failed |= bool(wrong)
+    print(f"{'FAIL' if wrong else 'ok':4} dequantized weights: {quantized - len(wrong)} of {quantized} bit-equal {wrong[:4]}")
+    schemes = [m for m in modules.values() if getattr(m, "quantization_scheme", None) is not None]
+    dynamic = sum(m.quantization_scheme.input_activations is not None for m in schemes)
+    print(f"ok   modules with a scheme: {len(schemes)}, of which {dynamic} quantize their input")
+
+    if len(sys.argv) > 3:
+        rows = [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
+        answers = [json.loads(line) for line in Path(sys.argv[3]).read_text().splitlines()]
+        assert len(rows) == len(answers), f"{len(rows)} rows, {len(answers)} answers"
+        worst, total, count = 0.0, 0.0, 0
+        for row, answer in zip(rows, answers):
+            given = {k: torch.tensor([row[k]]) for k in ("input_ids", "token_type_ids") if k in row}
+            given["attention_mask"] = torch.ones_like(given["input_ids"])
+            with torch.no_grad():
+                out = model(**given)
+            for key, values in answer.items():
+                if key not in ("logits", "start_logits", "end_logits", "last_hidden_state"):
+                    continue
+                difference = (out[key][0].float() - torch.tensor(values)).abs()
+                worst, total, count = max(worst, difference.max().item()), total + difference.sum().item(), count + difference.numel()
+        print(f"ok   outputs of {len(rows)} rows: largest difference {worst:.2e}, mean {total / count:.2e}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
