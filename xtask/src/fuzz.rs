@@ -59,7 +59,9 @@ pub fn fuzz(seconds: u64, chosen: &[String]) -> Outcome {
         for _ in 0..cores.min(4) {
             scope.spawn(|| {
                 loop {
-                    let Some((name, longest)) = queue.lock().unwrap_or_else(|e| e.into_inner()).pop() else { break };
+                    let Some((name, longest)) = queue.lock().unwrap_or_else(|e| e.into_inner()).pop() else {
+                        break;
+                    };
                     let result = one(&bin, &work, name, longest, seconds);
                     results.lock().unwrap_or_else(|e| e.into_inner()).push((name, result));
                 }
@@ -84,14 +86,16 @@ pub fn fuzz(seconds: u64, chosen: &[String]) -> Outcome {
 
 /// The directory of the built targets.
 fn build() -> Result<PathBuf, String> {
-    let host = Command::new("rustc").args(["--print", "host-tuple"]).output().map_err(|e| format!("rustc: {e}"))?;
+    let host =
+        Command::new("rustc").args(["--print", "host-tuple"]).output().map_err(|e| format!("rustc: {e}"))?;
     let host = String::from_utf8_lossy(&host.stdout).trim().to_owned();
     let dir = target().join("fuzz");
     // Naming the target keeps the flags away from build scripts and procedural macros.
-    let build = Program::new("cargo build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target")
-        .arg(&host)
-        .env("CARGO_TARGET_DIR", dir.display().to_string())
-        .env("RUSTFLAGS", FLAGS);
+    let build =
+        Program::new("cargo build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target")
+            .arg(&host)
+            .env("CARGO_TARGET_DIR", dir.display().to_string())
+            .env("RUSTFLAGS", FLAGS);
     if !run::command(&build)?.success {
         return Err("the fuzz targets do not build".into());
     }
@@ -132,7 +136,8 @@ fn one(bin: &Path, work: &Path, name: &str, longest: usize, seconds: u64) -> Res
         return Err(format!("{}\n    {tail}\n    the input is under {}", output.status, crashes.display()));
     }
     let coverage: Vec<u64> = log.lines().filter_map(|l| number_after(l, "cov: ")).collect();
-    let executions = log.lines().find_map(|l| number_after(l, "stat::number_of_executed_units: ")).unwrap_or(0);
+    let executions =
+        log.lines().find_map(|l| number_after(l, "stat::number_of_executed_units: ")).unwrap_or(0);
     match (coverage.first(), coverage.last()) {
         (Some(&before), Some(&after)) if before > 0 => Ok(Ran { executions, before, after }),
         _ => Err("no coverage feedback: the build flags did not reach the code".into()),

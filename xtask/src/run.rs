@@ -64,8 +64,11 @@ pub fn command(program: &Program) -> Result<Done, String> {
     let line = program.words.join(" ");
     let env: String = program.env.iter().map(|(k, v)| format!("{k}={v} ")).collect();
     println!("$ {env}{line}");
-    let mut child =
-        program.command().stdout(Stdio::piped()).spawn().map_err(|e| format!("cannot run {}: {e}", program.words[0]))?;
+    let mut child = program
+        .command()
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("cannot run {}: {e}", program.words[0]))?;
     let mut done = Done { success: false, passed: 0, failed: 0 };
     for line in BufReader::new(child.stdout.take().expect("piped above")).lines() {
         let line = line.unwrap_or_default();

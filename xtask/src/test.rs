@@ -114,7 +114,10 @@ pub fn test(extent: Extent) -> crate::Outcome {
         Extent::Quick => {
             run.skip("models", "--quick");
             // A place without models, so that their tests skip even where they were fetched before.
-            run.programs("test", tests.env("QBERTA_MODELS", target().join("no-models").display().to_string()));
+            run.programs(
+                "test",
+                tests.env("QBERTA_MODELS", target().join("no-models").display().to_string()),
+            );
         }
     }
     for isa in ISAS {
@@ -152,7 +155,10 @@ fn deny(run: &mut Run) {
     if !run::exists(&Program::new("cargo deny --log-level off fetch db")) {
         return run.skip("deny advisories", "the advisory database cannot be reached");
     }
-    run.programs("deny advisories", Program::new("cargo deny --log-level error check --disable-fetch advisories"));
+    run.programs(
+        "deny advisories",
+        Program::new("cargo deny --log-level error check --disable-fetch advisories"),
+    );
 }
 
 /// Whether this machine has an instruction set, by the same features the kernels ask for.
@@ -163,7 +169,11 @@ fn available(isa: &str) -> bool {
         match isa {
             "avx2" => return has!("avx2") && has!("fma"),
             "avx512vnni" => {
-                return has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") && has!("avx512vnni");
+                return has!("avx512f")
+                    && has!("avx512bw")
+                    && has!("avx512vl")
+                    && has!("avx512dq")
+                    && has!("avx512vnni");
             }
             _ => {}
         }
@@ -189,7 +199,8 @@ fn artefacts(run: &mut Run, extent: Extent) -> crate::Outcome {
     for model in models {
         let name = model.file_name().unwrap_or_default();
         let artefact = out.join(name).display().to_string();
-        let quantize = Program::new("cargo run --quiet --package qberta -- quantize").arg(model.display().to_string());
+        let quantize =
+            Program::new("cargo run --quiet --package qberta -- quantize").arg(model.display().to_string());
         all &= run.program(&quantize.arg("--output").arg(&artefact))?;
         let check = Program::of(&python).arg("tools/check_artefact.py").arg(&artefact);
         all &= run.program(&check.arg(model.display().to_string()))?;

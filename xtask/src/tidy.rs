@@ -70,20 +70,25 @@ fn in_crates(name: &str) -> bool {
 
 fn one_forward(rust: &Texts, findings: &mut Vec<String>) {
     for (name, text) in rust.iter().filter(|(n, _)| in_crates(n) && !is_test(n)) {
-        let allowed = ["forward.rs", "native.rs", "engine.rs"].iter().any(|f| *name == format!("crates/model/src/{f}"));
+        let allowed =
+            ["forward.rs", "native.rs", "engine.rs"].iter().any(|f| *name == format!("crates/model/src/{f}"));
         if allowed || text.contains(" Engine for ") {
             continue;
         }
         for (number, line) in lines(text) {
             if let Some(verb) = VERBS.iter().find(|v| line.contains(**v)) {
-                findings.push(format!("{name}:{number}: calls {verb}..): the network is defined in model/src/forward.rs only"));
+                findings.push(format!(
+                    "{name}:{number}: calls {verb}..): the network is defined in model/src/forward.rs only"
+                ));
             }
         }
     }
 }
 
 fn unsafe_only_in_kernels(rust: &Texts, findings: &mut Vec<String>) {
-    for (name, text) in rust.iter().filter(|(n, _)| !n.starts_with("crates/kernels/") && !n.starts_with("xtask/")) {
+    for (name, text) in
+        rust.iter().filter(|(n, _)| !n.starts_with("crates/kernels/") && !n.starts_with("xtask/"))
+    {
         for (number, line) in text.lines().enumerate() {
             if code(line).split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe") {
                 findings.push(format!("{name}:{}: unsafe code belongs in crates/kernels", number + 1));
@@ -95,7 +100,8 @@ fn unsafe_only_in_kernels(rust: &Texts, findings: &mut Vec<String>) {
 /// A half-written artefact must not be possible: libraries write through the store's staging only.
 fn one_writer(rust: &Texts, findings: &mut Vec<String>) {
     const WRITES: [&str; 4] = ["fs::write(", "File::create(", "OpenOptions::new(", "fs::rename("];
-    let library = |n: &str| in_crates(n) && !is_test(n) && !n.starts_with("crates/cli/") && !n.ends_with("/atomic.rs");
+    let library =
+        |n: &str| in_crates(n) && !is_test(n) && !n.starts_with("crates/cli/") && !n.ends_with("/atomic.rs");
     for (name, text) in rust.iter().filter(|(n, _)| library(n)) {
         for (number, line) in lines(text) {
             if let Some(call) = WRITES.iter().find(|w| line.contains(**w)) {
@@ -125,10 +131,16 @@ fn fences(findings: &mut Vec<String>) {
     let fences: BTreeMap<_, _> = FENCES.into_iter().collect();
     let mut seen = BTreeSet::new();
     for (path, text) in texts(&["toml"]) {
-        let Some(dir) = path.strip_suffix("/Cargo.toml").filter(|d| d.starts_with("crates/") || *d == "xtask") else { continue };
+        let Some(dir) =
+            path.strip_suffix("/Cargo.toml").filter(|d| d.starts_with("crates/") || *d == "xtask")
+        else {
+            continue;
+        };
         let package = dir.trim_start_matches("crates/");
         let Some(allowed) = fences.get(package) else {
-            findings.push(format!("{path}: a crate that no fence is written for (xtask/src/tidy.rs, ARCHITECTURE.md)"));
+            findings.push(format!(
+                "{path}: a crate that no fence is written for (xtask/src/tidy.rs, ARCHITECTURE.md)"
+            ));
             continue;
         };
         seen.insert(package.to_owned());
@@ -170,7 +182,9 @@ fn guards(rust: &Texts, findings: &mut Vec<String>) {
     let all = files();
     let names = guard_names(&text);
     if names.is_empty() {
-        findings.push(format!("{ARCHITECTURE}: no invariant names its guard (a test in backticks after `Guard:`)"));
+        findings.push(format!(
+            "{ARCHITECTURE}: no invariant names its guard (a test in backticks after `Guard:`)"
+        ));
     }
     for guard in names {
         let word = guard.rsplit("::").next().unwrap_or(&guard).trim_end_matches("()");
@@ -179,8 +193,14 @@ fn guards(rust: &Texts, findings: &mut Vec<String>) {
             // A test, or a lint or a rule of a configuration file.
             let function = format!("fn {word}(");
             rust.iter().any(|(_, t)| t.contains(&function)) || lint_is_set(word)
-        } else if guard.contains('/') || guard.ends_with(".rs") || guard.ends_with(".py") || guard.ends_with(".toml") {
-            all.iter().any(|p| name(p).ends_with(guard.trim_end_matches("/*")) || name(p).contains(&format!("{guard}/")))
+        } else if guard.contains('/')
+            || guard.ends_with(".rs")
+            || guard.ends_with(".py")
+            || guard.ends_with(".toml")
+        {
+            all.iter().any(|p| {
+                name(p).ends_with(guard.trim_end_matches("/*")) || name(p).contains(&format!("{guard}/"))
+            })
         } else {
             true // a command (`tidy`, `cargo deny check`) or a word of the text
         };
@@ -248,7 +268,9 @@ fn lengths(rust: &Texts, findings: &mut Vec<String>) {
         if count > TOO_LONG {
             findings.push(format!("{name}: {count} lines without tests, at most {TOO_LONG}"));
         } else if count > LONG {
-            println!("tidy: note: {name} has {count} lines without tests; {LONG} is where one idea usually ends");
+            println!(
+                "tidy: note: {name} has {count} lines without tests; {LONG} is where one idea usually ends"
+            );
         }
     }
 }

@@ -18,7 +18,9 @@ use std::time::Instant;
 /// A small DeBERTa-v3 (6 layers, hidden 192) trained to name the topic of a dictionary gloss, and 10 000
 /// labelled glosses it has not seen. Nothing is downloaded.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  qberta demo\n  qberta demo --keep ./gloss   # keep the float model and the artefact")]
+#[command(
+    after_help = "Examples:\n  qberta demo\n  qberta demo --keep ./gloss   # keep the float model and the artefact"
+)]
 pub struct DemoArgs {
     /// Keep the files in this new directory (float/ and int8/)
     #[arg(long, value_name = "DIR")]
@@ -85,8 +87,9 @@ pub fn run(args: &DemoArgs, world: &World) -> Result<Outcome> {
         Vec::new(),
         None,
     )?;
-    let tokenizer =
-        Tokenizer::from_files(|name| FILES.iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes.to_vec()))?;
+    let tokenizer = Tokenizer::from_files(|name| {
+        FILES.iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes.to_vec())
+    })?;
     let float = Session::new(&built_in, tokenizer, world.cx.clone())?;
     let int8 = Session::open(&int8_dir, None, world.cx.clone())?;
     let example = Row::text("a small domesticated feline kept as a pet");
@@ -94,7 +97,12 @@ pub fn run(args: &DemoArgs, world: &World) -> Result<Outcome> {
         say(format!("3. predict   \"a small domesticated feline kept as a pet\" -> {label} ({score:.3})"));
     }
 
-    say(format!("4. compare   {} labelled glosses, {} threads, {}\n", count(rows.len()), world.cx.threads.count(), world.cx.isa.name()));
+    say(format!(
+        "4. compare   {} labelled glosses, {} threads, {}\n",
+        count(rows.len()),
+        world.cx.threads.count(),
+        world.cx.isa.name()
+    ));
     let a = trial(&float, &rows, &options, "float", world)?;
     let b = trial(&int8, &rows, &options, "int8", world)?;
     let c = compare(&a, &b, &truth);
@@ -191,8 +199,7 @@ struct Comparison {
 fn compare(float: &Trial, int8: &Trial, truth: &[String]) -> Comparison {
     let n = truth.len() as f64;
     let share = |f: &dyn Fn(usize) -> bool| (0..truth.len()).filter(|&i| f(i)).count() as f64;
-    let (right_a, right_b) =
-        (|i: usize| float.labels[i] == truth[i], |i: usize| int8.labels[i] == truth[i]);
+    let (right_a, right_b) = (|i: usize| float.labels[i] == truth[i], |i: usize| int8.labels[i] == truth[i]);
     let b = share(&|i| right_a(i) && !right_b(i));
     let c = share(&|i| !right_a(i) && right_b(i));
     let drop = (b - c) / n;

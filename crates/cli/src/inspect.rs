@@ -1,6 +1,6 @@
 //! `qberta inspect`: what a checkpoint or artefact holds.
 
-use crate::screen::{bytes, count, table};
+use crate::screen::{self, bytes, count, table};
 use crate::{Outcome, World, task};
 use clap::Args;
 use qberta_model::{Architecture, Reading, Result, Task};
@@ -76,7 +76,7 @@ pub fn run(args: &InspectArgs, world: &World) -> Result<Outcome> {
         None => "float checkpoint, nothing is quantized".to_owned(),
     };
     world.screen.line(format!("{}: {kind}", args.path.display()));
-    world.screen.line(table(&["", ""], facts(arch).into_iter().map(|(k, v)| vec![k.to_owned(), v])).to_string());
+    world.screen.line(screen::facts(facts(arch)));
     print_entries(args, &entries, world);
     Ok(Outcome::Done)
 }
@@ -170,11 +170,8 @@ fn print_entries(args: &InspectArgs, entries: &[Entry], world: &World) {
     }
     let rows = types.iter().map(|(d, (n, p, b))| vec![d.to_string(), count(*n), count(*p), bytes(*b)]);
     screen.line(table(&["type", ">tensors", ">values", ">size"], rows).to_string());
-    let shown: Vec<(String, &Entry)> = if args.all {
-        entries.iter().map(|e| (e.name.clone(), e)).collect()
-    } else {
-        folded(entries)
-    };
+    let shown: Vec<(String, &Entry)> =
+        if args.all { entries.iter().map(|e| (e.name.clone(), e)).collect() } else { folded(entries) };
     let rows = shown.into_iter().map(|(name, e)| {
         vec![name, e.dtype.to_owned(), format!("{:?}", e.shape), bytes(e.bytes), e.role.clone()]
     });

@@ -89,7 +89,10 @@ pub struct PredictArgs {
 
 fn named<T: Copy>(all: &[(T, &str)], name: &str) -> std::result::Result<T, String> {
     let known: Vec<&str> = all.iter().map(|(_, n)| *n).collect();
-    all.iter().find(|(_, n)| *n == name).map(|(t, _)| *t).ok_or_else(|| format!("expected one of {}", known.join(", ")))
+    all.iter()
+        .find(|(_, n)| *n == name)
+        .map(|(t, _)| *t)
+        .ok_or_else(|| format!("expected one of {}", known.join(", ")))
 }
 
 fn aggregation(name: &str) -> std::result::Result<Aggregation, String> {
@@ -138,7 +141,9 @@ pub fn run(args: &PredictArgs, world: &World) -> Result<Outcome> {
     match session.texts_cut() {
         0 => {}
         1 => world.screen.warn("1 text was longer than the model's limit and was cut; see --max-length"),
-        n => world.screen.warn(&format!("{n} texts were longer than the model's limit and were cut; see --max-length")),
+        n => world
+            .screen
+            .warn(&format!("{n} texts were longer than the model's limit and were cut; see --max-length")),
     }
     Ok(Outcome::Done)
 }
@@ -153,7 +158,9 @@ fn answer(
     writer: &mut Writer,
 ) -> Result<()> {
     let lines = |rows: &[Row]| -> Result<Vec<String>> {
-        let text = |r: serde_json::Result<String>| r.map_err(|e| Error::corrupt("answer cannot be written").found(e));
+        let text = |r: serde_json::Result<String>| {
+            r.map_err(|e| Error::corrupt("answer cannot be written").found(e))
+        };
         match raw {
             true => session.raw(rows, options)?.iter().map(|a| text(serde_json::to_string(a))).collect(),
             false => session.answer(rows, options)?.iter().map(|a| text(serde_json::to_string(a))).collect(),

@@ -1,6 +1,6 @@
 //! `qberta quantize`: float checkpoint to proven artefact.
 
-use crate::screen::{bytes, count, table};
+use crate::screen::{bytes, count, facts};
 use crate::{Outcome, World, task};
 use clap::Args;
 use qberta_model::Result;
@@ -73,7 +73,15 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
         screen.warn(&format!("{name} was left out: {reason}"));
     }
     let rows = [
-        ("int8 modules", format!("{} of {}{}", count(int8), count(report.plan.len()), if float > 0 { " (the rest skipped)" } else { "" })),
+        (
+            "int8 modules",
+            format!(
+                "{} of {}{}",
+                count(int8),
+                count(report.plan.len()),
+                if float > 0 { " (the rest skipped)" } else { "" }
+            ),
+        ),
         ("tensors left out", count(report.ignored.len())),
         ("weights as float32", bytes(report.float_bytes)),
         ("weights as written", format!("{} ({share:.1} % of float32)", bytes(report.weight_bytes))),
@@ -81,5 +89,5 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
         ("time", format!("{seconds:.1} s")),
     ];
     screen.line(format!("{} -> {}", args.model.display(), args.output.display()));
-    screen.line(table(&["", ""], rows.map(|(k, v)| vec![k.to_owned(), v])).to_string());
+    screen.line(facts(rows));
 }

@@ -51,7 +51,9 @@ impl Screen {
                 Kind::Io => "io",
                 Kind::Mismatch => "mismatch",
             };
-            self.value(&serde_json::json!({"error": error.to_string(), "hint": error.advice(), "kind": kind}));
+            self.value(
+                &serde_json::json!({"error": error.to_string(), "hint": error.advice(), "kind": kind}),
+            );
         }
         let mut err = std::io::stderr();
         let _ = writeln!(err, "error: {error}");
@@ -108,6 +110,13 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Ta
         table.add_row(row.iter().enumerate().map(|(i, c)| align(i, c)));
     }
     table
+}
+
+/// Facts, one a line: a name and what there is to say about it.
+pub fn facts<'a>(rows: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let rows: Vec<_> = rows.into_iter().collect();
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    rows.iter().map(|(name, text)| format!("  {name:width$}  {text}")).collect::<Vec<_>>().join("\n")
 }
 
 /// Bytes for people: `190.3 MB`, powers of ten.

@@ -6,7 +6,7 @@
 use crate::lanes::{Kernel, LANES, Simd};
 use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile};
-use crate::tiles::{Product, columns, grid, runs, sweep};
+use crate::tiles::{Product, columns, grid, runs, spill, sweep};
 use crate::{Context, Matrix};
 
 /// The definition. `x [rows, in]`, `weight [out, in]`, `bias [out]` -> `[rows, out]`.
@@ -152,13 +152,14 @@ impl Product for Chain<'_> {
                 }
             }
         }
+        let sums = spill(s, acc);
         for p in 0..P {
             let cols = columns(panel + p, out);
             for r in 0..R {
-                let y = match self.bias {
-                    Some(bias) => s.add(acc[r][p], s.load_any(&bias[cols.clone()])),
-                    None => acc[r][p],
-                };
+                let mut y = s.load(&sums[r][p]);
+                if let Some(bias) = self.bias {
+                    y = s.add(y, s.load_any(&bias[cols.clone()]));
+                }
                 s.store_any(y, &mut out.row(row + r)[cols.clone()]);
             }
         }

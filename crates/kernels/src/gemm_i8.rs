@@ -8,7 +8,7 @@ use crate::lanes::{Kernel, LANES, Simd};
 use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile};
 use crate::rows::QuantizedRows;
-use crate::tiles::{Product, columns, grid, runs, sweep};
+use crate::tiles::{Product, columns, grid, runs, spill, spill_i, sweep};
 use crate::{Context, Matrix};
 
 /// The definition of [`gemm_i8`] for one output element: codes of an input row and of a weight row.
@@ -227,6 +227,7 @@ impl Product for I8<'_> {
                 }
             }
         }
+        let dots = spill_i(s, acc);
         for p in 0..P {
             let cols = columns(panel + p, out);
             let scale = s.load_any(&self.columns.scale[cols.clone()]);
@@ -234,7 +235,7 @@ impl Product for I8<'_> {
             let bias = self.columns.bias(s, cols.clone());
             for r in 0..R {
                 let shift = s.mul_i(s.splat_i(self.zero[row + r]), sums);
-                let sum = s.float(s.sub_i(acc[r][p], shift));
+                let sum = s.float(s.sub_i(s.load_i(&dots[r][p]), shift));
                 let y = s.fma(sum, s.mul(s.splat(self.scale_x[row + r]), scale), bias);
                 s.store_any(y, &mut out.row(row + r)[cols.clone()]);
             }
@@ -257,26 +258,34 @@ impl Product for F32I8<'_> {
         let w: [&[[i32; LANES]]; P] = runs(self.panels, panel * groups, groups, groups);
         let mut acc = [[s.splat(0.0); P]; R];
         for g in 0..groups {
-            let mut lines = [[s.splat(0.0); GROUP]; P];
+            let mut lines = [[[0.0; LANES]; P]; GROUP]; // the loop over k then is the one of gemm_f32
             for p in 0..P {
-                lines[p] = s.widen4(s.load_i(&w[p][g]));
+                let wide = s.widen4(s.load_i(&w[p][g]));
+                for k in 0..GROUP {
+                    s.store(wide[k], &mut lines[k][p]);
+                }
             }
             // A term of padding is left out, not multiplied by zero: -0.0 + 0.0 would change a bit.
             for k in 0..GROUP.min(depth - g * GROUP) {
+                let mut line = [s.splat(0.0); P];
+                for p in 0..P {
+                    line[p] = s.load(&lines[k][p]);
+                }
                 for r in 0..R {
                     let x = s.splat(x[r][g * GROUP + k]);
                     for p in 0..P {
-                        acc[r][p] = s.fma(x, lines[p][k], acc[r][p]);
+                        acc[r][p] = s.fma(x, line[p], acc[r][p]);
                     }
                 }
             }
         }
+        let sums = spill(s, acc);
         for p in 0..P {
             let cols = columns(panel + p, out);
             let scale = s.load_any(&self.columns.scale[cols.clone()]);
             let bias = self.columns.bias(s, cols.clone());
             for r in 0..R {
-                s.store_any(s.fma(acc[r][p], scale, bias), &mut out.row(row + r)[cols.clone()]);
+                s.store_any(s.fma(s.load(&sums[r][p]), scale, bias), &mut out.row(row + r)[cols.clone()]);
             }
         }
     }

@@ -74,7 +74,9 @@ impl Batch {
                 .found(sequence.ids[i]));
         }
         if !sequence.types.is_empty() && sequence.types.len() != len {
-            return Err(Error::input("token types do not match token ids").expected(len).found(sequence.types.len()));
+            return Err(Error::input("token types do not match token ids")
+                .expected(len)
+                .found(sequence.types.len()));
         }
         if arch.types > 0
             && let Some(i) = sequence.types.iter().position(|&t| t as usize >= arch.types)

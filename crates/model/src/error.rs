@@ -35,7 +35,14 @@ struct Inner {
 impl Error {
     /// An error of `kind`; `what` is a short clause without a full stop ("weight has the wrong shape").
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Error(Box::new(Inner { kind, what: what.into(), place: None, expected: None, found: None, hint: None }))
+        Error(Box::new(Inner {
+            kind,
+            what: what.into(),
+            place: None,
+            expected: None,
+            found: None,
+            hint: None,
+        }))
     }
 
     /// Something the user asked for is wrong.
@@ -62,7 +69,8 @@ impl Error {
     pub fn io(what: impl Into<String>, place: impl fmt::Display, source: &std::io::Error) -> Self {
         let mut e = Error::new(Kind::Io, what).at(place).found(source);
         if source.kind() == std::io::ErrorKind::StorageFull {
-            e = e.hint("the disk is full; nothing was changed. Free space or choose another output directory");
+            e = e
+                .hint("the disk is full; nothing was changed. Free space or choose another output directory");
         }
         e
     }

@@ -27,7 +27,12 @@ pub fn forward<E: Engine>(arch: &Architecture, engine: &mut E, batch: &Batch) ->
 }
 
 /// The answer for some token rows of `batch` only, for the tasks that answer per token.
-pub fn forward_rows<E: Engine>(arch: &Architecture, engine: &mut E, batch: &Batch, rows: &[usize]) -> E::Value {
+pub fn forward_rows<E: Engine>(
+    arch: &Architecture,
+    engine: &mut E,
+    batch: &Batch,
+    rows: &[usize],
+) -> E::Value {
     let x = encode(arch, engine, batch, Rows::All);
     let picked = engine.pick(&x, rows);
     head(arch, engine, picked)
@@ -115,7 +120,13 @@ fn block<E: Engine>(
 }
 
 /// The convolution of v2 xlarge: input is the embedding output `x0`, residual the layer-0 output `y`.
-fn convolve<E: Engine>(arch: &Architecture, engine: &mut E, x0: &E::Value, y: E::Value, batch: &Batch) -> E::Value {
+fn convolve<E: Engine>(
+    arch: &Architecture,
+    engine: &mut E,
+    x0: &E::Value,
+    y: E::Value,
+    batch: &Batch,
+) -> E::Value {
     let Some(conv) = arch.convolution else { return y };
     let windows = engine.windows(x0, conv.kernel, batch);
     let c = engine.linear_activate(Site::Conv, conv.activation, &windows);
@@ -133,7 +144,11 @@ pub struct Positions<V> {
 
 /// Projects the relative table for `layer`. It depends on weights only, so `Native` calls it once at
 /// load; an engine that trains the weights calls it in every step.
-pub fn project_positions<E: Engine>(arch: &Architecture, engine: &mut E, layer: usize) -> Positions<E::Value> {
+pub fn project_positions<E: Engine>(
+    arch: &Architecture,
+    engine: &mut E,
+    layer: usize,
+) -> Positions<E::Value> {
     let Some(relative) = &arch.relative else { return Positions { key: None, query: None } };
     let rows: Vec<u32> = (0..2 * relative.span).collect();
     let mut table = engine.lookup(Site::RelativeTable, &rows);

@@ -2,7 +2,8 @@
 //! variants here; the forward does not change.
 
 use qberta_kernels::{
-    Context, Matrix, PackedF32, PackedI8, RowGrid, gemm_f32, gemm_f32_i8, gemm_i8, mapped::Bytes, quantize_rows,
+    Context, Matrix, PackedF32, PackedI8, RowGrid, gemm_f32, gemm_f32_i8, gemm_i8, mapped::Bytes,
+    quantize_rows,
 };
 
 /// A linear layer `y = x Wᵀ + b`, `W [out, in]`.

@@ -95,7 +95,10 @@ fn check(arch: &Architecture, weights: &Weights) -> Result<()> {
     let norm = |site: Site, n: usize| -> Result<()> {
         let found = weights.norms.get(&site).ok_or_else(|| missing(site))?;
         if found.weight.len() != n || found.bias.len() != n {
-            return Err(Error::corrupt("LayerNorm has the wrong width").at(site).expected(n).found(found.weight.len()));
+            return Err(Error::corrupt("LayerNorm has the wrong width")
+                .at(site)
+                .expected(n)
+                .found(found.weight.len()));
         }
         Ok(())
     };
@@ -152,9 +155,12 @@ fn check(arch: &Architecture, weights: &Weights) -> Result<()> {
         norm(at(Slot::FfnNorm), arch.hidden)?;
         if arch.talking_heads {
             let n = arch.heads * arch.heads;
-            let fits = weights.talking.get(layer).is_some_and(|t| t.logits.len() == n && t.weights.len() == n);
+            let fits =
+                weights.talking.get(layer).is_some_and(|t| t.logits.len() == n && t.weights.len() == n);
             if !fits {
-                return Err(Error::corrupt("talking heads are missing or misshapen").at(format!("layer {layer}")));
+                return Err(
+                    Error::corrupt("talking heads are missing or misshapen").at(format!("layer {layer}"))
+                );
             }
         }
     }

@@ -65,7 +65,15 @@ impl Engine for Native<'_> {
         x
     }
 
-    fn attend(&mut self, layer: usize, q: &Matrix, k: &Matrix, v: &Matrix, batch: &Batch, rows: Rows) -> Matrix {
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: &Matrix,
+        k: &Matrix,
+        v: &Matrix,
+        batch: &Batch,
+        rows: Rows,
+    ) -> Matrix {
         let arch = &self.model.arch;
         let longest = batch.longest();
         let index: &[u32] = match &arch.relative {

@@ -16,7 +16,8 @@ fn bucket(x: i64, spec: &RelativeAttention) -> i64 {
     }
     // Written as the quotient of two logarithms: at distance = max_distance - 1 they are equal and the
     // quotient is exactly one. Any rearrangement can land just above an integer before `ceil`.
-    let ratio = (distance as f64 / mid as f64).ln() / ((f64::from(spec.max_distance) - 1.0) / mid as f64).ln();
+    let ratio =
+        (distance as f64 / mid as f64).ln() / ((f64::from(spec.max_distance) - 1.0) / mid as f64).ln();
     let log = (ratio * (mid - 1) as f64).ceil() as i64 + mid;
     log * x.signum()
 }
@@ -52,7 +53,17 @@ mod tests {
     #[test]
     fn released_bucket_values() {
         let v3 = spec(Some(256), 512);
-        let cases = [(0, 0), (1, 1), (128, 128), (129, 129), (132, 131), (255, 192), (256, 192), (383, 229), (511, 255)];
+        let cases = [
+            (0, 0),
+            (1, 1),
+            (128, 128),
+            (129, 129),
+            (132, 131),
+            (255, 192),
+            (256, 192),
+            (383, 229),
+            (511, 255),
+        ];
         for (x, b) in cases {
             assert_eq!(bucket(x, &v3), b, "distance {x}");
             assert_eq!(bucket(-x, &v3), -b, "distance -{x}");

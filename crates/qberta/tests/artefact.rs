@@ -83,7 +83,10 @@ fn equal_models_give_equal_files() {
     quantized("store-sharded-bin", &c, &[]).unwrap();
     let d = dir.path().join("d");
     quantized("store-safetensors", &d, &[]).unwrap();
-    assert_eq!(fs::read(c.join("model.safetensors")).unwrap(), fs::read(d.join("model.safetensors")).unwrap());
+    assert_eq!(
+        fs::read(c.join("model.safetensors")).unwrap(),
+        fs::read(d.join("model.safetensors")).unwrap()
+    );
 }
 
 #[test]
@@ -106,7 +109,8 @@ fn a_flipped_bit_anywhere_is_caught() {
         let good = fs::read(&path).unwrap();
         // Every byte of the small files and of the safetensors header, every 61st of the weights.
         let dense = if good.len() < 20_000 { good.len() } else { 6_000 };
-        for at in (0..good.len()).filter(|i| *i < dense && i % 7 == 0 || i % 61 == 0 || *i + 1 == good.len()) {
+        for at in (0..good.len()).filter(|i| *i < dense && i % 7 == 0 || i % 61 == 0 || *i + 1 == good.len())
+        {
             let mut bad = good.clone();
             bad[at] ^= 1 << (at % 8);
             fs::write(&path, &bad).unwrap();
@@ -132,7 +136,10 @@ fn a_damaged_weight_is_named() {
     fs::write(&path, bytes).unwrap();
     let error = verify(&out, &context()).unwrap_err();
     let advice = error.advice().unwrap();
-    assert!(error.to_string().contains("model.safetensors") && advice.contains("first damaged tensor is"), "{error} {advice}");
+    assert!(
+        error.to_string().contains("model.safetensors") && advice.contains("first damaged tensor is"),
+        "{error} {advice}"
+    );
 }
 
 #[test]
@@ -186,19 +193,32 @@ fn skipped_modules_stay_float_and_change_the_answer() {
     let report = quantized("v3-sequence", &some, &["layer.1", "re:query_proj$"]).unwrap();
     let float: Vec<&String> =
         report.plan.iter().filter(|(_, d)| d.weight == manifest::Weight::Float).map(|(n, _)| n).collect();
-    assert!(!float.is_empty() && float.iter().all(|n| n.contains("layer.1.") || n.ends_with("query_proj")), "{float:?}");
+    assert!(
+        !float.is_empty() && float.iter().all(|n| n.contains("layer.1.") || n.ends_with("query_proj")),
+        "{float:?}"
+    );
     let tensors = safetensors::read(&some.join("model.safetensors")).unwrap();
     for name in &float {
         assert_eq!(tensors[&format!("{name}.weight")].dtype().name(), "F32", "{name}");
     }
-    let config: serde_json::Value = serde_json::from_slice(&fs::read(some.join("config.json")).unwrap()).unwrap();
-    let ignore: Vec<&str> =
-        config["quantization_config"]["ignore"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(some.join("config.json")).unwrap()).unwrap();
+    let ignore: Vec<&str> = config["quantization_config"]["ignore"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v.as_str().unwrap())
+        .collect();
     assert!(float.iter().all(|n| ignore.contains(&n.as_str())), "{ignore:?}");
     let rows: Vec<_> = expected(&golden("v3-sequence")).into_iter().map(|(r, _)| r).collect();
     let answers = |dir: &Path| {
         let session = Session::open(dir, None, context()).unwrap();
-        session.raw(&rows, &Options::standard()).unwrap().iter().flat_map(|a| bits(&a.values())).collect::<Vec<_>>()
+        session
+            .raw(&rows, &Options::standard())
+            .unwrap()
+            .iter()
+            .flat_map(|a| bits(&a.values()))
+            .collect::<Vec<_>>()
     };
     assert_ne!(answers(&all), answers(&some), "selective quantization really changes the model");
 }
@@ -248,7 +268,11 @@ fn a_missing_head_is_an_error_not_a_random_layer() {
     // Weights of a token classifier under the configuration of a sequence classifier.
     let dir = tempfile::tempdir().unwrap();
     let config = fs::read_to_string(golden("v3-token").join("config.json")).unwrap();
-    fs::write(dir.path().join("config.json"), config.replace("ForTokenClassification", "ForSequenceClassification")).unwrap();
+    fs::write(
+        dir.path().join("config.json"),
+        config.replace("ForTokenClassification", "ForSequenceClassification"),
+    )
+    .unwrap();
     fs::copy(golden("v3-token").join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
     let error = Session::open(dir.path(), None, context()).unwrap_err();
     assert!(error.to_string().contains("pooler.dense.weight"), "{error}");
@@ -260,7 +284,9 @@ fn a_missing_head_is_an_error_not_a_random_layer() {
 
 #[test]
 fn non_finite_weights_are_refused_by_name() {
-    for (name, index) in [("deberta.encoder.layer.0.output.dense.weight", 3), ("deberta.embeddings.word_embeddings.weight", 5)] {
+    for (name, index) in
+        [("deberta.encoder.layer.0.output.dense.weight", 3), ("deberta.embeddings.word_embeddings.weight", 5)]
+    {
         let dir = tempfile::tempdir().unwrap();
         let model = dir.path().join("model");
         fs::create_dir(&model).unwrap();

@@ -9,8 +9,15 @@ use qberta::runtime::Options;
 use qberta::{Context, Isa, Recipe, Request, Row, Session, quantize};
 use std::path::{Path, PathBuf};
 
-const CASES: [&str; 7] =
-    ["v3-long-256", "v1-talking-head", "v3-conv5-groups2", "v3-mlm-legacy", "bert-token", "roberta-qa", "electra-sequence"];
+const CASES: [&str; 7] = [
+    "v3-long-256",
+    "v1-talking-head",
+    "v3-conv5-groups2",
+    "v3-mlm-legacy",
+    "bert-token",
+    "roberta-qa",
+    "electra-sequence",
+];
 
 fn rows(case: &str) -> Vec<Row> {
     expected(&golden(case)).into_iter().map(|(row, _)| row).collect()
@@ -36,7 +43,8 @@ fn batch_composition_changes_no_bit() {
         for model in both(case, dir.path()) {
             let mut rows = rows(case);
             let session = Session::open(&model, None, context()).unwrap();
-            let alone: Vec<_> = rows.iter().flat_map(|r| raw_bits(&session, std::slice::from_ref(r))).collect();
+            let alone: Vec<_> =
+                rows.iter().flat_map(|r| raw_bits(&session, std::slice::from_ref(r))).collect();
             assert_eq!(raw_bits(&session, &rows), alone, "{case}: one batch");
             rows.reverse();
             let mut reversed = raw_bits(&session, &rows);
@@ -52,7 +60,10 @@ fn batch_composition_changes_no_bit() {
 #[test]
 fn threads_and_instruction_sets_change_no_bit() {
     let isas = Isa::available();
-    println!("instruction sets of this machine: {}", isas.iter().map(|i| i.name()).collect::<Vec<_>>().join(", "));
+    println!(
+        "instruction sets of this machine: {}",
+        isas.iter().map(|i| i.name()).collect::<Vec<_>>().join(", ")
+    );
     for case in CASES {
         let dir = tempfile::tempdir().unwrap();
         for model in both(case, dir.path()) {
@@ -62,7 +73,11 @@ fn threads_and_instruction_sets_change_no_bit() {
             for &isa in &isas {
                 for threads in [1, 2, 3] {
                     let session = Session::open(&model, None, Context::new(isa, threads).unwrap()).unwrap();
-                    assert!(raw_bits(&session, &rows) == reference, "{case}: {} with {threads} threads", isa.name());
+                    assert!(
+                        raw_bits(&session, &rows) == reference,
+                        "{case}: {} with {threads} threads",
+                        isa.name()
+                    );
                 }
             }
         }
@@ -78,7 +93,8 @@ fn the_first_row_alone_has_the_bits_of_all_rows() {
             let source = qberta::store::Source::open(&model, None).unwrap();
             let loaded = source.load(&cx).unwrap();
             let arch = loaded.model.architecture();
-            let sequences = [Sequence::of(vec![5, 7, 9, 11, 20]), Sequence::of(vec![6]), Sequence::of((5..40).collect())];
+            let sequences =
+                [Sequence::of(vec![5, 7, 9, 11, 20]), Sequence::of(vec![6]), Sequence::of((5..40).collect())];
             let batch = Batch::new(arch, &sequences).unwrap();
             let all = encode(arch, &mut Native::new(&loaded.model, &cx), &batch, Rows::All);
             let first = encode(arch, &mut Native::new(&loaded.model, &cx), &batch, Rows::First);

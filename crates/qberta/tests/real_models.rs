@@ -93,8 +93,10 @@ fn float_minilm_equals_the_reference() {
     for expected in reference(MINILM) {
         let states = session.raw(&[row(&expected)], &Options::standard()).unwrap()[0].values();
         let tokens = states.len() / width;
-        let mean: Vec<f32> =
-            (0..width).map(|c| (0..tokens).map(|t| f64::from(states[t * width + c])).sum::<f64>() / tokens as f64).map(|m| m as f32).collect();
+        let mean: Vec<f32> = (0..width)
+            .map(|c| (0..tokens).map(|t| f64::from(states[t * width + c])).sum::<f64>() / tokens as f64)
+            .map(|m| m as f32)
+            .collect();
         worst = worst.max(largest_difference(&states[..width], &floats(&expected["raw"]["first"])));
         worst = worst.max(largest_difference(&mean, &floats(&expected["raw"]["mean"])));
     }
@@ -116,7 +118,12 @@ fn artefact(source: &Path) -> &'static Path {
         // Also compares bits: the model in memory records its answers, the reopened file must repeat them.
         let report = quantize(&request, &all_cores(), &()).unwrap();
         let share = report.weight_bytes as f64 / report.float_bytes as f64;
-        println!("{XSMALL}: {} of {} bytes ({:.1} %)", report.weight_bytes, report.float_bytes, 100.0 * share);
+        println!(
+            "{XSMALL}: {} of {} bytes ({:.1} %)",
+            report.weight_bytes,
+            report.float_bytes,
+            100.0 * share
+        );
         assert!(share <= LARGEST_SHARE, "weights are {:.1} % of float32", 100.0 * share);
         out
     })
@@ -138,7 +145,11 @@ fn pairs() -> Vec<Row> {
     let mut texts = Vec::new();
     for file in ["validation.jsonl", "calibration.jsonl"] {
         let lines = std::fs::read_to_string(testdata().join("gloss").join(file)).unwrap();
-        texts.extend(lines.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["text"].as_str().unwrap().to_owned()));
+        texts.extend(
+            lines
+                .lines()
+                .map(|l| serde_json::from_str::<Value>(l).unwrap()["text"].as_str().unwrap().to_owned()),
+        );
     }
     (0..PAIRS)
         .map(|i| {
@@ -172,7 +183,9 @@ fn int8_agrees_with_float_on_a_real_model() {
     let mean = differences.iter().map(|&d| f64::from(d)).sum::<f64>() / PAIRS as f64;
     let worst = differences.iter().copied().fold(0.0, f32::max);
     let agreement = same as f64 / PAIRS as f64;
-    println!("{XSMALL}: int8 and float agree on {same} of {PAIRS}; logit difference mean {mean:.4}, worst {worst:.4}");
+    println!(
+        "{XSMALL}: int8 and float agree on {same} of {PAIRS}; logit difference mean {mean:.4}, worst {worst:.4}"
+    );
     assert!(agreement >= LEAST_AGREEMENT, "{:.1} %", 100.0 * agreement);
 }
 

@@ -148,7 +148,9 @@ impl RawAnswer {
     pub fn values(&self) -> Vec<f32> {
         match self {
             RawAnswer::Logits { logits } => logits.clone(),
-            RawAnswer::TokenLogits { logits: rows } | RawAnswer::Hidden { last_hidden_state: rows } => rows.concat(),
+            RawAnswer::TokenLogits { logits: rows } | RawAnswer::Hidden { last_hidden_state: rows } => {
+                rows.concat()
+            }
             RawAnswer::SpanLogits { start_logits, end_logits } => [&start_logits[..], end_logits].concat(),
         }
     }

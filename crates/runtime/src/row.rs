@@ -82,9 +82,13 @@ impl Row {
         let Fields { text, text_pair, question, context, choices, input_ids, token_type_ids, .. } = fields;
         Ok(match (text, text_pair, question, context, choices, input_ids, token_type_ids) {
             (Some(text), pair, None, None, None, None, None) => Row::Text { text, pair },
-            (None, None, Some(question), Some(context), None, None, None) => Row::Question { question, context },
+            (None, None, Some(question), Some(context), None, None, None) => {
+                Row::Question { question, context }
+            }
             (Some(text), None, None, None, Some(Choices::Text(choices)), None, None)
-            | (None, None, Some(text), None, Some(Choices::Text(choices)), None, None) => Row::Choices { text, choices },
+            | (None, None, Some(text), None, Some(Choices::Text(choices)), None, None) => {
+                Row::Choices { text, choices }
+            }
             (None, None, None, None, Some(Choices::Tokens(all)), None, None) => {
                 let one = |t: Tokens| Sequence { ids: t.input_ids, types: t.token_type_ids };
                 Row::TokenChoices(all.into_iter().map(one).collect())
@@ -123,7 +127,10 @@ mod tests {
             (r#"{"text":"a","choices":["b","c"]}"#, "a text with choices"),
             (r#"{"input_ids":[1,2]}"#, "token ids"),
             (r#"{"input_ids":[1,2],"token_type_ids":[0,1]}"#, "token ids"),
-            (r#"{"choices":[{"input_ids":[1]},{"input_ids":[2],"token_type_ids":[0]}]}"#, "token ids of choices"),
+            (
+                r#"{"choices":[{"input_ids":[1]},{"input_ids":[2],"token_type_ids":[0]}]}"#,
+                "token ids of choices",
+            ),
         ];
         for (line, kind) in cases {
             assert_eq!(Row::parse(line).unwrap().kind(), kind, "{line}");
@@ -133,9 +140,19 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_refused() {
         for line in [
-            "", "[]", "{}", "null", r#"{"txt":"a"}"#, r#"{"text":1}"#, r#"{"text":"a","question":"b"}"#,
-            r#"{"question":"a"}"#, r#"{"input_ids":[-1]}"#, r#"{"input_ids":[1.5]}"#, r#"{"text":"a","input_ids":[1]}"#,
-            r#"{"token_type_ids":[1]}"#, r#"{"input_ids":[1],"attention_mask":[1]}"#,
+            "",
+            "[]",
+            "{}",
+            "null",
+            r#"{"txt":"a"}"#,
+            r#"{"text":1}"#,
+            r#"{"text":"a","question":"b"}"#,
+            r#"{"question":"a"}"#,
+            r#"{"input_ids":[-1]}"#,
+            r#"{"input_ids":[1.5]}"#,
+            r#"{"text":"a","input_ids":[1]}"#,
+            r#"{"token_type_ids":[1]}"#,
+            r#"{"input_ids":[1],"attention_mask":[1]}"#,
         ] {
             assert!(Row::parse(line).is_err(), "{line}");
         }

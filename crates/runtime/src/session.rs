@@ -5,7 +5,9 @@ use crate::row::Row;
 use crate::tasks::{self, Options};
 use crate::tokenize::{Encoded, Tokenizer};
 use qberta_kernels::{Context, Matrix};
-use qberta_model::{Architecture, Batch, Error, Model, Native, Result, Sequence, Task, forward, forward_rows};
+use qberta_model::{
+    Architecture, Batch, Error, Model, Native, Result, Sequence, Task, forward, forward_rows,
+};
 use qberta_store::{Account, Source};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,7 +46,8 @@ impl Session {
         let tokenizer = Tokenizer::open(dir)?;
         let mut session = Session::new(&source, tokenizer, cx)?;
         if let Ok(bytes) = std::fs::read(dir.join("1_Pooling/config.json")) {
-            session.pooling = tasks::Pooling::from_sentence_transformers(&bytes).map_err(|e| e.at(dir.display()))?;
+            session.pooling =
+                tasks::Pooling::from_sentence_transformers(&bytes).map_err(|e| e.at(dir.display()))?;
         }
         Ok(session)
     }
@@ -172,7 +175,8 @@ impl Session {
         sequences: &[Sequence],
         run: impl Fn(&mut Native<'_>, &Batch, &[usize]) -> Matrix,
     ) -> Result<Vec<Matrix>> {
-        let one_row = matches!(self.architecture().head.task, Task::SequenceClassification | Task::MultipleChoice);
+        let one_row =
+            matches!(self.architecture().head.task, Task::SequenceClassification | Task::MultipleChoice);
         let mut cut = Vec::with_capacity(sequences.len());
         self.each_batch(sequences, |members, batch| {
             let y = run(&mut Native::new(&self.model, &self.cx), batch, members);

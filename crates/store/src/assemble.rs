@@ -5,7 +5,8 @@ use crate::names;
 use crate::tensor::{Dtype, Tensor};
 use qberta_kernels::{Context, PackedF32, PackedI8, RowGrid};
 use qberta_model::{
-    Architecture, Error, FloatFormat, HeadSlot, Linear, Model, Norm, Result, Site, Table, TalkingHeads, Weights,
+    Architecture, Error, FloatFormat, HeadSlot, Linear, Model, Norm, Result, Site, Table, TalkingHeads,
+    Weights,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,8 +64,13 @@ pub fn assemble(
 }
 
 fn is_decoder(name: &str) -> bool {
-    ["cls.predictions.decoder.weight", "lm_head.decoder.weight", "vocab_projector.weight", "generator_lm_head.weight"]
-        .contains(&name)
+    [
+        "cls.predictions.decoder.weight",
+        "lm_head.decoder.weight",
+        "vocab_projector.weight",
+        "generator_lm_head.weight",
+    ]
+    .contains(&name)
         || ["cls.predictions.decoder.bias", "lm_head.decoder.bias"].contains(&name)
 }
 
@@ -110,7 +116,9 @@ impl<'t> Builder<'t> {
         let name = format!("{weight}{SCALE}");
         let scale = self.floats(&name, &[rows, 1])?;
         match scale.iter().position(|s| *s <= 0.0) {
-            Some(row) => Err(Error::corrupt("scale is not positive").at(name).found(format!("{} in row {row}", scale[row]))),
+            Some(row) => Err(Error::corrupt("scale is not positive")
+                .at(name)
+                .found(format!("{} in row {row}", scale[row]))),
             None => Ok(scale),
         }
     }
@@ -192,7 +200,8 @@ impl<'t> Builder<'t> {
         let out = role.out / parts;
         for (part, (site, bias)) in role.sites.iter().enumerate() {
             let bias = bias.as_deref().map(|b| self.floats(b, &[out])).transpose()?;
-            let rows: Vec<usize> = (0..out).map(|r| (r / role.run * parts + part) * role.run + r % role.run).collect();
+            let rows: Vec<usize> =
+                (0..out).map(|r| (r / role.run * parts + part) * role.run + r % role.run).collect();
             let linear = match &stored {
                 Stored::Float(values) => {
                     let rows = select(values, role.inp, &rows);
@@ -219,7 +228,8 @@ impl<'t> Builder<'t> {
         let stored = bias.iter().find(|b| self.tensors.contains_key(*b)).or(bias.first());
         let bias = stored.map(|b| self.floats(b, &[out])).transpose()?;
         let word = self.tensors.iter().find(|(n, _)| n.ends_with("embeddings.word_embeddings.weight"));
-        let own = self.tensors.get(weight).filter(|t| word.is_none_or(|(_, w)| w.bytes()[..] != t.bytes()[..]));
+        let own =
+            self.tensors.get(weight).filter(|t| word.is_none_or(|(_, w)| w.bytes()[..] != t.bytes()[..]));
         let linear = match (own, &self.weights.tables.get(&Site::WordTable)) {
             (Some(_), _) => match self.matrix(weight, out, inp)? {
                 Stored::Float(values) => Linear::F32 { weight: PackedF32::pack(&values, out, inp), bias },
@@ -249,7 +259,8 @@ impl<'t> Builder<'t> {
 }
 
 fn pack_int8(name: &str, codes: &[i8], scale: &[f32], out: usize, inp: usize) -> Result<PackedI8> {
-    PackedI8::pack(codes, scale, out, inp).map_err(|e| Error::corrupt("int8 weight cannot run").at(name).found(e))
+    PackedI8::pack(codes, scale, out, inp)
+        .map_err(|e| Error::corrupt("int8 weight cannot run").at(name).found(e))
 }
 
 fn select<T: Copy>(values: &[T], width: usize, rows: &[usize]) -> Vec<T> {
@@ -265,7 +276,8 @@ fn conv_as_linear(stored: &[f32], hidden: usize, groups: usize, kernel: usize) -
         let first = out / inner * inner;
         for c in 0..inner {
             for tap in 0..kernel {
-                dense[out * kernel * hidden + tap * hidden + first + c] = stored[(out * inner + c) * kernel + tap];
+                dense[out * kernel * hidden + tap * hidden + first + c] =
+                    stored[(out * inner + c) * kernel + tap];
             }
         }
     }
@@ -285,8 +297,9 @@ fn float_format(dtype: Dtype) -> Option<FloatFormat> {
 fn finite(name: &str, values: &[f32]) -> Result<()> {
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
-        Some(i) => Err(Error::corrupt("value is not finite").at(name).found(format!("{} at element {i}", values[i])).hint(
-            "the checkpoint is damaged or training diverged; quantizing it would hide that",
-        )),
+        Some(i) => Err(Error::corrupt("value is not finite")
+            .at(name)
+            .found(format!("{} at element {i}", values[i]))
+            .hint("the checkpoint is damaged or training diverged; quantizing it would hide that")),
     }
 }

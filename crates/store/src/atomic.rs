@@ -25,7 +25,9 @@ impl Staging {
     pub fn begin(target: &Path) -> Result<Staging> {
         check_target(target)?;
         let parent = parent_of(target);
-        let name = target.file_name().ok_or_else(|| Error::input("output is not a directory name").at(target.display()))?;
+        let name = target
+            .file_name()
+            .ok_or_else(|| Error::input("output is not a directory name").at(target.display()))?;
         let prefix = format!(".{}.qberta-partial", name.to_string_lossy());
         clear_abandoned(&parent, &prefix, target)?;
         let path = parent.join(format!("{prefix}-{}", std::process::id()));
@@ -35,7 +37,8 @@ impl Staging {
         })?;
         let mut staging = Staging { target: target.to_owned(), path, lock: None };
         let lock_path = staging.path.join(LOCK);
-        let lock = File::create(&lock_path).map_err(|e| Error::io("cannot create", lock_path.display(), &e))?;
+        let lock =
+            File::create(&lock_path).map_err(|e| Error::io("cannot create", lock_path.display(), &e))?;
         // Where the file system has no locks, abandoned directories are simply not cleared.
         let _ = lock.try_lock();
         staging.lock = Some(lock);
@@ -64,7 +67,9 @@ impl Staging {
     /// Renames the finished directory into place and syncs its parent.
     pub fn publish(mut self) -> Result<()> {
         check_target(&self.target)?;
-        let io = |e: std::io::Error| Error::io("cannot move the finished directory into place", self.target.display(), &e);
+        let io = |e: std::io::Error| {
+            Error::io("cannot move the finished directory into place", self.target.display(), &e)
+        };
         fs::remove_file(self.path.join(LOCK)).map_err(io)?;
         sync_dir(&self.path).map_err(io)?;
         fs::rename(&self.path, &self.target).map_err(io)?;
@@ -120,7 +125,8 @@ fn clear_abandoned(parent: &Path, prefix: &str, target: &Path) -> Result<()> {
         if busy {
             return Err(Error::input("another process is writing this output").at(target.display()));
         }
-        fs::remove_dir_all(entry.path()).map_err(|e| Error::io("cannot clear an abandoned attempt", entry.path().display(), &e))?;
+        fs::remove_dir_all(entry.path())
+            .map_err(|e| Error::io("cannot clear an abandoned attempt", entry.path().display(), &e))?;
     }
     Ok(())
 }

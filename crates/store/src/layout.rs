@@ -291,7 +291,9 @@ impl Lister {
                     Family::Bert => (self.backbone("pooler.dense"), "classifier"),
                     Family::Roberta if choice => (self.backbone("pooler.dense"), "classifier"),
                     Family::Electra if choice => ("sequence_summary.summary".to_owned(), "classifier"),
-                    Family::Roberta | Family::Electra => ("classifier.dense".to_owned(), "classifier.out_proj"),
+                    Family::Roberta | Family::Electra => {
+                        ("classifier.dense".to_owned(), "classifier.out_proj")
+                    }
                     Family::DistilBert => ("pre_classifier".to_owned(), "classifier"),
                 };
                 self.linear(first, dense, hidden, hidden, true, false);
@@ -310,9 +312,12 @@ impl Lister {
                 "cls.predictions.decoder",
                 &["cls.predictions.bias", "cls.predictions.decoder.bias"],
             ),
-            Family::Roberta => {
-                ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", &["lm_head.bias", "lm_head.decoder.bias"])
-            }
+            Family::Roberta => (
+                "lm_head.dense",
+                "lm_head.layer_norm",
+                "lm_head.decoder",
+                &["lm_head.bias", "lm_head.decoder.bias"],
+            ),
             Family::DistilBert => {
                 ("vocab_transform", "vocab_layer_norm", "vocab_projector", &["vocab_projector.bias"])
             }

@@ -168,7 +168,9 @@ fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
     let manifest = Manifest::parse(&bytes, true).map_err(|e| e.at(dir.display()))?;
     for (name, record) in &manifest.files {
         let path = dir.join(safe_name(name)?);
-        let size = std::fs::metadata(&path).map_err(|e| Error::io("cannot find a file of the artefact", path.display(), &e))?.len();
+        let size = std::fs::metadata(&path)
+            .map_err(|e| Error::io("cannot find a file of the artefact", path.display(), &e))?
+            .len();
         if size != record.bytes {
             return Err(Error::mismatch("file of the artefact has another size")
                 .at(path.display())
@@ -178,7 +180,8 @@ fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
     }
     let record = manifest.files.get(CONFIG);
     if record.is_none_or(|r| digest::of_file(&dir.join(CONFIG)).is_ok_and(|(d, _)| d != r.sha256)) {
-        return Err(Error::mismatch("configuration was changed after the artefact was written").at(dir.join(CONFIG).display()));
+        return Err(Error::mismatch("configuration was changed after the artefact was written")
+            .at(dir.join(CONFIG).display()));
     }
     Ok(Some(manifest))
 }
@@ -189,6 +192,8 @@ pub(crate) fn safe_name(name: &str) -> Result<&str> {
     if plain && !name.is_empty() {
         Ok(name)
     } else {
-        Err(Error::corrupt("recorded file name leads out of the artefact").at(manifest::NAME).found(format!("{name:?}")))
+        Err(Error::corrupt("recorded file name leads out of the artefact")
+            .at(manifest::NAME)
+            .found(format!("{name:?}")))
     }
 }

@@ -138,7 +138,8 @@ impl Manifest {
     }
 
     fn canonical(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest has string keys and finite numbers only");
+        let mut bytes =
+            serde_json::to_vec_pretty(self).expect("a manifest has string keys and finite numbers only");
         bytes.push(b'\n');
         bytes
     }
@@ -149,7 +150,9 @@ impl Manifest {
     pub fn parse(bytes: &[u8], strict: bool) -> Result<Manifest> {
         const MOST: usize = 256 << 20;
         if bytes.len() > MOST {
-            return Err(Error::corrupt("manifest is too large").at(NAME).expected(format!("at most {MOST} bytes")));
+            return Err(Error::corrupt("manifest is too large")
+                .at(NAME)
+                .expected(format!("at most {MOST} bytes")));
         }
         #[derive(Deserialize)]
         struct Version {
@@ -169,7 +172,11 @@ impl Manifest {
             let (recorded, found) = (manifest.digest.clone(), bytes);
             let sealed = manifest.seal();
             if sealed != found || manifest.digest != recorded {
-                let at = sealed.iter().zip(found).position(|(a, b)| a != b).unwrap_or(sealed.len().min(found.len()));
+                let at = sealed
+                    .iter()
+                    .zip(found)
+                    .position(|(a, b)| a != b)
+                    .unwrap_or(sealed.len().min(found.len()));
                 return Err(Error::mismatch("manifest was changed after it was written")
                     .at(NAME)
                     .found(format!("first difference at or before byte {at}")));

@@ -15,13 +15,14 @@ const SUPERSEDED: &str = "superseded.";
 ///
 /// Errors: no word table, more than one, or two tensors that come to the same name.
 pub fn canonical(arch: &Architecture, tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
-    let found: Vec<&str> = tensors.keys().filter(|n| ends_in_module(n, WORD_TABLE)).map(String::as_str).collect();
+    let found: Vec<&str> =
+        tensors.keys().filter(|n| ends_in_module(n, WORD_TABLE)).map(String::as_str).collect();
     let word = match found[..] {
         [one] => one,
         [] => {
-            return Err(Error::corrupt("checkpoint has no word table").expected(format!("a tensor *{WORD_TABLE}")).hint(
-                "is this an encoder checkpoint of the family that config.json names?",
-            ));
+            return Err(Error::corrupt("checkpoint has no word table")
+                .expected(format!("a tensor *{WORD_TABLE}"))
+                .hint("is this an encoder checkpoint of the family that config.json names?"));
         }
         _ => {
             return Err(Error::unsupported("checkpoint holds more than one encoder").found(found.join(", ")));
@@ -31,7 +32,8 @@ pub fn canonical(arch: &Architecture, tensors: BTreeMap<String, Tensor>) -> Resu
     // `module.deberta.` is the backbone under a wrapper: the head's names carry `module.` alone.
     let wrapper = prefix.strip_suffix(arch.family.prefix()).unwrap_or("").to_owned();
     let to = backbone_prefix(arch);
-    let microsoft = arch.head.task == Task::FillMask && tensors.keys().any(|n| n.contains("lm_predictions.lm_head."));
+    let microsoft =
+        arch.head.task == Task::FillMask && tensors.keys().any(|n| n.contains("lm_predictions.lm_head."));
     let mut renamed = BTreeMap::new();
     for (name, tensor) in tensors {
         let mut new = rename(arch, &name, &prefix, &wrapper, to);
@@ -99,11 +101,15 @@ pub fn reason_to_ignore(arch: &Architecture, name: &str) -> String {
         "position_biased_input is false: positions enter through relative attention".into()
     } else if after.starts_with("embeddings.token_type_embeddings") {
         "type_vocab_size is 0".into()
-    } else if name.contains(".pos_proj.") || name.contains(".pos_key_proj.") || name.contains(".pos_query_proj.")
+    } else if name.contains(".pos_proj.")
+        || name.contains(".pos_key_proj.")
+        || name.contains(".pos_query_proj.")
         || name.contains(".pos_q_proj.")
     {
         match arch.relative {
-            Some(r) if r.shared_projections => "share_att_key is true: positions use the query and key projections".into(),
+            Some(r) if r.shared_projections => {
+                "share_att_key is true: positions use the query and key projections".into()
+            }
             Some(_) => "pos_att_type does not list this term".into(),
             None => "relative_attention is false".into(),
         }
@@ -113,7 +119,15 @@ pub fn reason_to_ignore(arch: &Architecture, name: &str) -> String {
         "norm_rel_ebd is none".into()
     } else if after.starts_with("encoder.conv") {
         "conv_kernel_size is 0".into()
-    } else if starts(&["lm_predictions.", "mask_predictions.", "cls.", "lm_head.", "generator_", "discriminator_", "vocab_"]) {
+    } else if starts(&[
+        "lm_predictions.",
+        "mask_predictions.",
+        "cls.",
+        "lm_head.",
+        "generator_",
+        "discriminator_",
+        "vocab_",
+    ]) {
         format!("a pre-training head; the task is {task}")
     } else if starts(&["pooler.", "classifier.", "pre_classifier.", "qa_outputs.", "sequence_summary."]) {
         format!("a head that {task} does not use")

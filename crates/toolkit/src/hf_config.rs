@@ -45,16 +45,23 @@ fn quantization_config(arch: &Architecture, plan: &Plan) -> Value {
     let mut groups: BTreeMap<&str, (Vec<String>, Decision)> = BTreeMap::new();
     let mut ignore = Vec::new();
     for module in layout::modules(arch) {
-        let linear = matches!(module.role, Role::Linear(_) | Role::Vocabulary { .. } | Role::Kept | Role::Mix { .. });
+        let linear =
+            matches!(module.role, Role::Linear(_) | Role::Vocabulary { .. } | Role::Kept | Role::Mix { .. });
         let table = matches!(module.role, Role::Table { .. });
         let decision = plan.get(&module.name).copied().unwrap_or(Decision::FLOAT);
         match (decision.weight, decision.input) {
             (Weight::Float, _) if linear => ignore.push(module.name),
             (Weight::Float, _) => {}
             (Weight::Int8Channel, _) if table => group(&mut groups, "embeddings", module.name, decision),
-            (Weight::Int8Channel, Input::TokenAsymmetric) => group(&mut groups, "linears", module.name, decision),
-            (Weight::Int8Channel, Input::TokenSymmetric) => group(&mut groups, "linears_symmetric", module.name, decision),
-            (Weight::Int8Channel, Input::Float) => group(&mut groups, "linears_weight_only", module.name, decision),
+            (Weight::Int8Channel, Input::TokenAsymmetric) => {
+                group(&mut groups, "linears", module.name, decision)
+            }
+            (Weight::Int8Channel, Input::TokenSymmetric) => {
+                group(&mut groups, "linears_symmetric", module.name, decision)
+            }
+            (Weight::Int8Channel, Input::Float) => {
+                group(&mut groups, "linears_weight_only", module.name, decision)
+            }
         }
     }
     let config_groups: Map<String, Value> =
@@ -73,7 +80,12 @@ fn quantization_config(arch: &Architecture, plan: &Plan) -> Value {
     })
 }
 
-fn group(groups: &mut BTreeMap<&'static str, (Vec<String>, Decision)>, key: &'static str, name: String, d: Decision) {
+fn group(
+    groups: &mut BTreeMap<&'static str, (Vec<String>, Decision)>,
+    key: &'static str,
+    name: String,
+    d: Decision,
+) {
     groups.entry(key).or_insert_with(|| (Vec::new(), d)).0.push(name);
 }
 

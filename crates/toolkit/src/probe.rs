@@ -23,7 +23,11 @@ pub fn inputs(arch: &Architecture) -> Vec<Sequence> {
         .map(|&n| n.min(longest))
         .map(|n| Sequence {
             ids: (0..n).map(|_| random.below(arch.vocabulary)).collect(),
-            types: if arch.types > 0 { (0..n).map(|_| random.below(arch.types)).collect() } else { Vec::new() },
+            types: if arch.types > 0 {
+                (0..n).map(|_| random.below(arch.types)).collect()
+            } else {
+                Vec::new()
+            },
         })
         .collect()
 }
@@ -52,8 +56,10 @@ pub fn record(model: &Model, sequences: &[Sequence], cx: &Context) -> Result<Vec
 ///
 /// Errors: the first value that differs, with both readings.
 pub fn replay(model: &Model, probes: &[Probe], cx: &Context) -> Result<()> {
-    let sequences: Vec<Sequence> =
-        probes.iter().map(|p| Sequence { ids: p.input_ids.clone(), types: p.token_type_ids.clone() }).collect();
+    let sequences: Vec<Sequence> = probes
+        .iter()
+        .map(|p| Sequence { ids: p.input_ids.clone(), types: p.token_type_ids.clone() })
+        .collect();
     for (number, (probe, sequence)) in probes.iter().zip(&sequences).enumerate() {
         let y = run(model, std::slice::from_ref(sequence), cx)?.remove(0);
         compare(probe, &y).map_err(|e| e.at(format!("probe {number}")))?;

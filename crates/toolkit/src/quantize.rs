@@ -84,7 +84,8 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
     let tensors = quantize_tensors(&source, &plan, &account.used, progress)?;
     let weights = safetensors::write(&tensors)?;
     let config = artefact_config(&source.config, &source.arch, &plan);
-    let mut config_bytes = serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
+    let mut config_bytes =
+        serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
     config_bytes.push(b'\n');
 
     progress.stage("recording probes", 1);
@@ -141,7 +142,12 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
     staging.publish()?;
     progress.step();
 
-    let float_bytes = source.tensors.iter().filter(|(n, _)| account.used.contains(*n)).map(|(_, t)| 4 * t.elements() as u64).sum();
+    let float_bytes = source
+        .tensors
+        .iter()
+        .filter(|(n, _)| account.used.contains(*n))
+        .map(|(_, t)| 4 * t.elements() as u64)
+        .sum();
     let source_bytes = source.files.iter().filter_map(|f| std::fs::metadata(f).ok()).map(|m| m.len()).sum();
     Ok(Report {
         plan,
@@ -169,7 +175,9 @@ fn quantize_tensors(
             (Some(Weight::Int8Channel), &[rows, cols]) => {
                 let values = tensor.to_f32().map_err(|e| e.at(name))?;
                 if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-                    return Err(Error::corrupt("value is not finite").at(name).found(format!("{} at element {i}", values[i])));
+                    return Err(Error::corrupt("value is not finite")
+                        .at(name)
+                        .found(format!("{} at element {i}", values[i])));
                 }
                 let (codes, scale) = quantize_weight_rows(&values, rows, cols);
                 tensors.insert(format!("{name}{SCALE}"), Tensor::from_f32(vec![rows, 1], &scale)?);

@@ -82,8 +82,9 @@ impl Pattern {
         if text.strip_prefix("re:").unwrap_or(text).trim_matches('.').is_empty() {
             return Err(Error::input("pattern is empty").at("--skip").found(format!("{text:?}")));
         }
-        let expression = Regex::new(&source)
-            .map_err(|e| Error::input("pattern is not a regular expression").at("--skip").found(format!("{text:?}: {e}")))?;
+        let expression = Regex::new(&source).map_err(|e| {
+            Error::input("pattern is not a regular expression").at("--skip").found(format!("{text:?}: {e}"))
+        })?;
         Ok(Pattern { text: text.to_owned(), expression })
     }
 

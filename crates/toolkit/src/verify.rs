@@ -34,7 +34,9 @@ pub(crate) fn verify_at(dir: &Path, cx: &Context) -> Result<Verified> {
     let bytes = std::fs::read(&path).map_err(|e| {
         let error = Error::io("cannot read the manifest of an artefact", path.display(), &e);
         match dir.join("config.json").is_file() {
-            true => error.hint("this looks like a float checkpoint; `qberta quantize` makes an artefact of it"),
+            true => {
+                error.hint("this looks like a float checkpoint; `qberta quantize` makes an artefact of it")
+            }
             false => error.hint("pass a directory that `qberta quantize` wrote"),
         }
     })?;

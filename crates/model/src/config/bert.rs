@@ -19,8 +19,13 @@ const BERT: Names = Names {
     intermediate: "intermediate_size",
     activation: "hidden_act",
 };
-const DISTIL: Names =
-    Names { hidden: "dim", layers: "n_layers", heads: "n_heads", intermediate: "hidden_dim", activation: "activation" };
+const DISTIL: Names = Names {
+    hidden: "dim",
+    layers: "n_layers",
+    heads: "n_heads",
+    intermediate: "hidden_dim",
+    activation: "activation",
+};
 
 pub(super) fn parse(f: &Fields<'_>, family: Family, task: Task) -> Result<Architecture> {
     let names = if family == Family::DistilBert { &DISTIL } else { &BERT };
@@ -83,7 +88,10 @@ fn pad_id(f: &Fields<'_>) -> Result<u32> {
     match f.integer("pad_token_id")? {
         None => Ok(1),
         Some(p) => u32::try_from(p).ok().filter(|p| *p < 1 << 23).ok_or_else(|| {
-            Error::unsupported("padding id is out of range").at("pad_token_id").found(p).expected("a token id")
+            Error::unsupported("padding id is out of range")
+                .at("pad_token_id")
+                .found(p)
+                .expected("a token id")
         }),
     }
 }

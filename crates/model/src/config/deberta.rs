@@ -81,7 +81,11 @@ pub(super) fn parse(f: &Fields<'_>, family: Family, task: Task) -> Result<Archit
 ///
 /// The divisor counts what `pos_att_type` lists even without relative attention; v1 counts every entry,
 /// v2 only c2p and p2c. `p2p` is accepted and has no score term, as in Hugging Face.
-fn relative_attention(f: &Fields<'_>, v1: bool, max_positions: usize) -> Result<(Option<RelativeAttention>, usize)> {
+fn relative_attention(
+    f: &Fields<'_>,
+    v1: bool,
+    max_positions: usize,
+) -> Result<(Option<RelativeAttention>, usize)> {
     let kinds = f.words("pos_att_type")?;
     if let Some(unknown) = kinds.iter().find(|k| !["c2p", "p2c", "p2p"].contains(&k.as_str())) {
         return Err(Error::unsupported("attention term is not supported")

@@ -103,7 +103,9 @@ impl<'a> Fields<'a> {
             Some(Value::String(s)) => Ok(s.split('|').map(clean).filter(|s| !s.is_empty()).collect()),
             Some(Value::Array(items)) => items
                 .iter()
-                .map(|v| v.as_str().map(str::to_owned).ok_or_else(|| Self::wrong(name, "a list of strings", v)))
+                .map(|v| {
+                    v.as_str().map(str::to_owned).ok_or_else(|| Self::wrong(name, "a list of strings", v))
+                })
                 .collect(),
             Some(v) => Err(Self::wrong(name, "a string or a list of strings", v)),
         }
@@ -134,7 +136,10 @@ impl<'a> Fields<'a> {
         let map = map.as_object().ok_or_else(|| Self::wrong("id2label", "an object", map))?;
         if map.is_empty() || map.len() > MOST {
             let sizes = format!("1 to {MOST} labels");
-            return Err(Error::unsupported("label list is unusable").at("id2label").expected(sizes).found(map.len()));
+            return Err(Error::unsupported("label list is unusable")
+                .at("id2label")
+                .expected(sizes)
+                .found(map.len()));
         }
         let mut labels = vec![None; map.len()];
         for (key, value) in map {
@@ -172,7 +177,10 @@ impl<'a> Fields<'a> {
     pub fn refuse_unsupported(&self) -> Result<()> {
         for name in ["is_decoder", "add_cross_attention", "is_encoder_decoder"] {
             if self.flag(name, false)? {
-                return Err(Error::unsupported("decoders are not supported").at(name).expected("false").found("true"));
+                return Err(Error::unsupported("decoders are not supported")
+                    .at(name)
+                    .expected("false")
+                    .found("true"));
             }
         }
         if let Some(kind) = self.text("position_embedding_type")?
@@ -184,7 +192,9 @@ impl<'a> Fields<'a> {
                 .found(kind));
         }
         if self.value("quantization_config").is_some_and(|q| q.get("quant_method").is_none()) {
-            return Err(Error::unsupported("field cannot be used").at("quantization_config").expected("a quant_method"));
+            return Err(Error::unsupported("field cannot be used")
+                .at("quantization_config")
+                .expected("a quant_method"));
         }
         if self.value("pruned_heads").and_then(Value::as_object).is_some_and(|p| !p.is_empty()) {
             return Err(Error::unsupported("pruned heads are not supported").at("pruned_heads"));

@@ -34,7 +34,8 @@ fn v3_is_read_as_released() {
 
 #[test]
 fn pos_att_type_is_read_in_every_spelling() {
-    for value in [json!("p2c|c2p"), json!(" C2P | p2c "), json!(["p2c", "c2p"]), json!(["c2p", "p2c", "p2p"])] {
+    for value in [json!("p2c|c2p"), json!(" C2P | p2c "), json!(["p2c", "c2p"]), json!(["c2p", "p2c", "p2p"])]
+    {
         let arch = Architecture::from_config(&deberta(json!({ "pos_att_type": value })), None).unwrap();
         let r = arch.relative.unwrap();
         assert!(r.content_to_position && r.position_to_content, "{value}");

@@ -17,7 +17,8 @@ pub fn golden(name: &str) -> PathBuf {
 
 /// Names of all golden cases with the whole record of each.
 pub fn golden_cases() -> Vec<(String, Value)> {
-    let text = std::fs::read_to_string(testdata().join("golden/index.json")).expect("testdata/golden/index.json");
+    let text =
+        std::fs::read_to_string(testdata().join("golden/index.json")).expect("testdata/golden/index.json");
     let index: Vec<Value> = serde_json::from_str(&text).expect("index.json is a list");
     assert!(index.len() >= 100, "the golden set has shrunk to {}", index.len());
     index.into_iter().map(|c| (c["case"].as_str().unwrap().to_owned(), c)).collect()

@@ -67,9 +67,12 @@ impl Nli {
 pub(super) fn zero_shot(session: &Session, rows: &[Row], options: &Options) -> Result<Vec<Answer>> {
     let nli = Nli::of(&session.architecture().labels)?;
     if !options.hypothesis.contains("{}") {
-        return Err(Error::input("hypothesis has no place for the label").at("--hypothesis").expected("a sentence with {}"));
+        return Err(Error::input("hypothesis has no place for the label")
+            .at("--hypothesis")
+            .expected("a sentence with {}"));
     }
-    let hypotheses: Vec<String> = options.zero_shot.iter().map(|l| options.hypothesis.replace("{}", l)).collect();
+    let hypotheses: Vec<String> =
+        options.zero_shot.iter().map(|l| options.hypothesis.replace("{}", l)).collect();
     let sequences: Vec<Vec<Sequence>> = each(rows, |row| {
         let Row::Text { text, pair: None } = row else { return Err(wrong_row(session, row, "a text")) };
         hypotheses.iter().map(|h| Ok(super::sequence(&session.encode(text, Some(h), options)?))).collect()
@@ -80,7 +83,10 @@ pub(super) fn zero_shot(session: &Session, rows: &[Row], options: &Options) -> R
         .map(|labels| {
             let entailment: Vec<f32> = labels.iter().map(|y| y.row(0)[nli.entailment]).collect();
             let scores: Vec<f32> = if options.multi_label || labels.len() == 1 {
-                labels.iter().map(|y| softmax(&[y.row(0)[nli.entailment], y.row(0)[nli.contradiction]])[0]).collect()
+                labels
+                    .iter()
+                    .map(|y| softmax(&[y.row(0)[nli.entailment], y.row(0)[nli.contradiction]])[0])
+                    .collect()
             } else {
                 softmax(&entailment)
             };
@@ -132,7 +138,9 @@ mod tests {
 
     #[test]
     fn equal_scores_keep_the_order_of_labels() {
-        let Answer::Label { label, top, .. } = best(&[0.25, 0.5, 0.25], 3, |i| i.to_string()) else { panic!() };
+        let Answer::Label { label, top, .. } = best(&[0.25, 0.5, 0.25], 3, |i| i.to_string()) else {
+            panic!()
+        };
         assert_eq!(label, "1");
         assert_eq!(top.iter().map(|t| t.label.as_str()).collect::<Vec<_>>(), ["1", "0", "2"]);
     }

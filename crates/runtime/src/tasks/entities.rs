@@ -92,7 +92,12 @@ fn pieces(encoded: &Encoded, y: &Matrix, aggregation: Aggregation) -> Vec<Piece>
             };
             let label = ranked(&scores)[0];
             let (first, last) = (group[0], group[group.len() - 1]);
-            Piece { label, score: scores[label], start: encoded.offsets[first].0, end: encoded.offsets[last].1 }
+            Piece {
+                label,
+                score: scores[label],
+                start: encoded.offsets[first].0,
+                end: encoded.offsets[last].1,
+            }
         })
         .collect()
 }

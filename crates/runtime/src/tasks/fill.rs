@@ -8,10 +8,10 @@ use qberta_model::{Error, Result};
 
 /// The likeliest words for every mask of each row.
 pub(super) fn fills(session: &Session, rows: &[Row], options: &Options) -> Result<Vec<Answer>> {
-    let (mask, spelled) = session
-        .tokenizer()?
-        .mask()
-        .ok_or_else(|| Error::input("tokenizer has no mask token").hint("pass --raw with token ids for the logits of every token"))?;
+    let (mask, spelled) = session.tokenizer()?.mask().ok_or_else(|| {
+        Error::input("tokenizer has no mask token")
+            .hint("pass --raw with token ids for the logits of every token")
+    })?;
     let sequences = each(rows, |row| {
         let (sequence, _) = single(session, row, options)?;
         if !sequence.ids.contains(&mask) {
@@ -38,7 +38,8 @@ pub(super) fn fills(session: &Session, rows: &[Row], options: &Options) -> Resul
                     sequence: Some(tokenizer.decode(&ids)?),
                 })
             };
-            masks.push(ranked(&scores).into_iter().take(options.top_k).map(fill).collect::<Result<Vec<_>>>()?);
+            masks
+                .push(ranked(&scores).into_iter().take(options.top_k).map(fill).collect::<Result<Vec<_>>>()?);
         }
         answers.push(Answer::Fills { masks });
     }

@@ -66,7 +66,9 @@ pub(crate) fn answer(session: &Session, rows: &[Row], options: &Options) -> Resu
         return Err(Error::input("zero-shot classification needs an NLI classifier").found(task.name()));
     }
     match task {
-        Task::SequenceClassification if options.zero_shot.is_empty() => classify::labels(session, rows, options),
+        Task::SequenceClassification if options.zero_shot.is_empty() => {
+            classify::labels(session, rows, options)
+        }
         Task::SequenceClassification => classify::zero_shot(session, rows, options),
         Task::TokenClassification => entities::entities(session, rows, options),
         Task::QuestionAnswering => question::answers(session, rows, options),

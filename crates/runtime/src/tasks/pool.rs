@@ -28,8 +28,8 @@ impl Pooling {
     /// Errors: malformed JSON, or a mode other than mean and CLS.
     pub fn from_sentence_transformers(bytes: &[u8]) -> Result<Pooling> {
         let at = |e: Error| e.at("1_Pooling/config.json");
-        let config: serde_json::Value =
-            serde_json::from_slice(bytes).map_err(|e| at(Error::corrupt("settings are not JSON").found(e)))?;
+        let config: serde_json::Value = serde_json::from_slice(bytes)
+            .map_err(|e| at(Error::corrupt("settings are not JSON").found(e)))?;
         let on = |key: &str| config.get(key).and_then(|v| v.as_bool()).unwrap_or(false);
         match (on("pooling_mode_mean_tokens"), on("pooling_mode_cls_token")) {
             (true, false) => Ok(Pooling::Mean),
@@ -49,7 +49,9 @@ pub(super) fn vectors(session: &Session, rows: &[Row], options: &Options) -> Res
         .map(|y| match pooling {
             Pooling::Mean => Answer::Embedding { embedding: mean(y) },
             Pooling::Cls => Answer::Embedding { embedding: y.row(0).to_vec() },
-            Pooling::None => Answer::Hidden { last_hidden_state: (0..y.rows()).map(|i| y.row(i).to_vec()).collect() },
+            Pooling::None => {
+                Answer::Hidden { last_hidden_state: (0..y.rows()).map(|i| y.row(i).to_vec()).collect() }
+            }
         })
         .collect())
 }

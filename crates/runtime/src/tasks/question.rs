@@ -21,7 +21,9 @@ struct Candidate {
 
 /// The best answer of each row.
 pub(super) fn answers(session: &Session, rows: &[Row], options: &Options) -> Result<Vec<Answer>> {
-    let limit = session.length_limit(options.max_length).map_or(WINDOW, |l| l.min(options.max_length.unwrap_or(WINDOW)));
+    let limit = session
+        .length_limit(options.max_length)
+        .map_or(WINDOW, |l| l.min(options.max_length.unwrap_or(WINDOW)));
     let windows: Vec<(&str, Vec<Encoded>)> = each(rows, |row| {
         let Row::Question { question, context } = row else {
             return Err(wrong_row(session, row, "a question with a context (token ids: pass --raw)"));
@@ -53,7 +55,8 @@ fn spans(window: &Encoded, y: &Matrix, options: &Options) -> (Vec<Candidate>, f3
     // The first token stands for "no answer"; the question and other special tokens cannot answer.
     let allowed = |i: usize| i == 0 || window.segment[i] == Some(1);
     let column = |c: usize| -> Vec<f32> {
-        let masked: Vec<f32> = (0..y.rows()).map(|i| if allowed(i) { y.row(i)[c] } else { -10000.0 }).collect();
+        let masked: Vec<f32> =
+            (0..y.rows()).map(|i| if allowed(i) { y.row(i)[c] } else { -10000.0 }).collect();
         softmax(&masked)
     };
     let (start, end) = (column(0), column(1));
@@ -103,7 +106,8 @@ mod tests {
     fn the_same_span_of_two_windows_counts_once() {
         let options = Options { top_k: 3, ..Options::standard() };
         let c = |start, end, score| Candidate { start, end, score };
-        let found = best("He was born in Rome.", vec![c(14, 19, 0.4), c(14, 19, 0.6), c(0, 2, 0.1)], 0.0, &options);
+        let found =
+            best("He was born in Rome.", vec![c(14, 19, 0.4), c(14, 19, 0.6), c(0, 2, 0.1)], 0.0, &options);
         assert_eq!((found.answer.as_str(), found.score, found.start, found.end), ("Rome", 0.6, 15, 19));
         assert_eq!(found.others.len(), 1);
     }

@@ -14,7 +14,10 @@ pub(super) fn raw(session: &Session, rows: &[Row], options: &Options) -> Result<
         let outputs = session.run(&groups.concat())?;
         let mut outputs = outputs.iter().map(|y| y.row(0)[0]);
         let take = |n: usize, values: &mut dyn Iterator<Item = f32>| values.take(n).collect();
-        return Ok(groups.iter().map(|g| RawAnswer::Logits { logits: take(g.len(), &mut outputs) }).collect());
+        return Ok(groups
+            .iter()
+            .map(|g| RawAnswer::Logits { logits: take(g.len(), &mut outputs) })
+            .collect());
     }
     let sequences = super::each(rows, |row| Ok(single(session, row, options)?.0))?;
     Ok(session.run(&sequences)?.iter().map(|y| shaped(task, y)).collect())
@@ -24,7 +27,9 @@ fn shaped(task: Task, y: &Matrix) -> RawAnswer {
     let rows = || (0..y.rows()).map(|i| y.row(i).to_vec()).collect();
     let column = |c: usize| (0..y.rows()).map(|i| y.row(i)[c]).collect();
     match task {
-        Task::SequenceClassification | Task::MultipleChoice => RawAnswer::Logits { logits: y.row(0).to_vec() },
+        Task::SequenceClassification | Task::MultipleChoice => {
+            RawAnswer::Logits { logits: y.row(0).to_vec() }
+        }
         Task::TokenClassification | Task::FillMask => RawAnswer::TokenLogits { logits: rows() },
         Task::QuestionAnswering => RawAnswer::SpanLogits { start_logits: column(0), end_logits: column(1) },
         Task::Features => RawAnswer::Hidden { last_hidden_state: rows() },
