@@ -105,12 +105,12 @@ pub struct Found {
 pub struct Fill {
     /// Its id.
     pub token: u32,
-    /// Its text; absent when the model has no tokenizer.
+    /// Its text; absent for ids without a token (spare rows of the vocabulary).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_str: Option<String>,
     /// Its probability.
     pub score: f32,
-    /// The whole text with this mask filled; absent when the model has no tokenizer.
+    /// The whole text with the mask filled, when it is the only one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence: Option<String>,
 }

@@ -31,11 +31,13 @@ pub(super) fn fills(session: &Session, rows: &[Row], options: &Options) -> Resul
             let fill = |token: usize| -> Result<Fill> {
                 let mut ids = sequence.ids.clone();
                 ids[at] = token as u32;
+                let text = tokenizer.decode(&[token as u32])?;
                 Ok(Fill {
                     token: token as u32,
-                    token_str: tokenizer.decode(&[token as u32]).ok(),
+                    // Special tokens decode to nothing; their own spelling says which one it is.
+                    token_str: if text.is_empty() { tokenizer.token(token as u32) } else { Some(text) },
                     score: scores[token],
-                    sequence: Some(tokenizer.decode(&ids)?),
+                    sequence: (masked.len() == 1).then(|| tokenizer.decode(&ids)).transpose()?,
                 })
             };
             masks
