@@ -3,7 +3,7 @@
 usage: check_artefact.py ARTEFACT SOURCE
 
   weights   every int8 tensor has NAME_scale, float32 [rows, 1], positive; codes within +-127; code * scale within
-            half a step of the source; float tensors equal the source's bits
+            half a step of the source (and the float32 rounding of the quotient); float tensors equal the source's bits
   config    quantization_config is compressed-tensors: every group well formed, every target a module that is
             int8, every other matrix of a linear in the ignore list
   digests   every file and tensor of qberta.json, and qberta.json itself
@@ -20,8 +20,8 @@ from reference import read_safetensors
 
 failures = 0
 
-# A code is round(value / scale) with the quotient in float32: near 127 that is off by half an ulp, 3.8e-6.
-HALF_A_STEP = 0.5 + 2.0**-18
+# A code is round(value * (1 / scale)) in float32: two roundings of 2**-24 each on a number up to 127.5.
+HALF_A_STEP = 0.5 + 127.5 * 2.0**-23
 
 
 def check(name: str, problems: list[str], extent: str) -> None:

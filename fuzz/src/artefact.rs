@@ -13,7 +13,13 @@ use std::sync::LazyLock;
 
 /// Tiny golden checkpoints, one of each shape of code path.
 const CASES: [&str; 8] = [
-    "v3-sequence", "v1-sequence", "bert-sequence", "v3-mlm-legacy", "v3-conv3", "v1-talking-head", "roberta-token",
+    "v3-sequence",
+    "v1-sequence",
+    "bert-sequence",
+    "v3-mlm-legacy",
+    "v3-conv3",
+    "v1-talking-head",
+    "roberta-token",
     "electra-sequence",
 ];
 
@@ -50,6 +56,20 @@ fn read(dir: &Path) -> Base {
     Base { config: source.config, manifest: source.manifest, tensors: source.tensors }
 }
 
+/// A real manifest, cut to a size that mutates well.
+pub fn small_manifest() -> Vec<u8> {
+    let mut manifest =
+        BASES.iter().find_map(|b| b.manifest.clone()).expect("every other base is an artefact");
+    manifest.probes.truncate(1);
+    for probe in &mut manifest.probes {
+        probe.bits.truncate(16);
+    }
+    let last = |map: &BTreeMap<String, String>| map.last_key_value().map(|(k, v)| (k.clone(), v.clone()));
+    manifest.tensors = last(&manifest.tensors).into_iter().collect();
+    manifest.plan = manifest.plan.into_iter().take(2).collect();
+    manifest.seal()
+}
+
 /// Numbers a damaged or hostile configuration may hold. The largest are there to be refused, not allocated.
 fn odd_value(code: u8) -> Value {
     match code % 24 {
@@ -79,12 +99,14 @@ fn odd_value(code: u8) -> Value {
 pub fn artefact(data: &[u8]) {
     let Some((&base, edits)) = data.split_first() else { return };
     let base = &BASES[base as usize % BASES.len()];
-    let (mut config, mut manifest, mut tensors) = (base.config.clone(), base.manifest.clone(), base.tensors.clone());
+    let (mut config, mut manifest, mut tensors) =
+        (base.config.clone(), base.manifest.clone(), base.tensors.clone());
     for edit in edits.chunks_exact(4).take(16) {
         let (what, place, with) = (edit[0], edit[1] as usize, u16::from_le_bytes([edit[2], edit[3]]));
         apply(what, place, with, &mut config, &mut manifest, &mut tensors);
     }
-    let Ok(source) = Source::from_parts(&PathBuf::from("fuzz"), config, manifest, tensors, Vec::new(), None) else {
+    let Ok(source) = Source::from_parts(&PathBuf::from("fuzz"), config, manifest, tensors, Vec::new(), None)
+    else {
         return;
     };
     let Ok(loaded) = source.load(&CONTEXT) else { return };
@@ -105,8 +127,9 @@ fn apply(
     tensors: &mut BTreeMap<String, Tensor>,
 ) {
     let low = with as u8;
-    let nth = |tensors: &BTreeMap<String, Tensor>, n: usize| tensors.keys().nth(n % tensors.len().max(1)).cloned();
-    match what % 10 {
+    let nth =
+        |tensors: &BTreeMap<String, Tensor>, n: usize| tensors.keys().nth(n % tensors.len().max(1)).cloned();
+    match what % 11 {
         0 => {
             let key = config.keys().nth(place % config.len().max(1)).cloned();
             if let Some(key) = key {
@@ -115,9 +138,22 @@ fn apply(
         }
         1 => {
             const KEYS: [&str; 16] = [
-                "architectures", "model_type", "embedding_size", "attention_head_size", "conv_kernel_size", "conv_groups",
-                "talking_head", "position_buckets", "max_relative_positions", "pos_att_type", "share_att_key",
-                "norm_rel_ebd", "type_vocab_size", "position_biased_input", "num_labels", "problem_type",
+                "architectures",
+                "model_type",
+                "embedding_size",
+                "attention_head_size",
+                "conv_kernel_size",
+                "conv_groups",
+                "talking_head",
+                "position_buckets",
+                "max_relative_positions",
+                "pos_att_type",
+                "share_att_key",
+                "norm_rel_ebd",
+                "type_vocab_size",
+                "position_biased_input",
+                "num_labels",
+                "problem_type",
             ];
             config.insert(KEYS[place % KEYS.len()].into(), odd_value(low));
         }
@@ -157,10 +193,23 @@ fn apply(
                 *decision = decide(low);
             }
         }
-        _ => {
+        9 => {
             let Some(manifest) = manifest else { return };
             if let Some(name) = nth(tensors, place) {
                 manifest.plan.insert(name.trim_end_matches(".weight").to_owned(), decide(low));
+            }
+        }
+        _ => {
+            // Channels that a module's input repeats: any numbers, in any order.
+            let Some(found) = manifest else { return };
+            let Some(module) = found.plan.keys().nth(place % found.plan.len().max(1)).cloned() else {
+                return;
+            };
+            let channels = [u64::from(low), u64::from(with >> 8), odd_value(low).as_u64().unwrap_or(0)];
+            let mut value = serde_json::to_value(&*found).expect("a manifest is JSON");
+            value["splits"][module] = json!(channels[..1 + place % 3]);
+            if let Ok(edited) = serde_json::from_value(value) {
+                *manifest = Some(edited);
             }
         }
     }

@@ -3,7 +3,7 @@
 
 mod artefact;
 
-pub use artefact::artefact;
+pub use artefact::{artefact, small_manifest};
 
 use qberta::kernels::mapped::Bytes;
 use qberta::runtime::Tokenizer;
@@ -46,7 +46,11 @@ pub fn safetensors(data: &[u8]) {
     let written = format::write(&tensors).expect("what was read can be written");
     let again = format::read_bytes(&Bytes::from(written.clone())).expect("what was written can be read");
     assert!(again == tensors, "tensors changed on the way");
-    assert_eq!(format::write(&again).expect("written once already"), written, "bytes depend on more than content");
+    assert_eq!(
+        format::write(&again).expect("written once already"),
+        written,
+        "bytes depend on more than content"
+    );
 }
 
 /// A PyTorch zip with its pickle.

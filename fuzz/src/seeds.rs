@@ -2,7 +2,6 @@
 //! Small valid files of the test data, and a few made here where the test data is too large to mutate well.
 
 use qberta::kernels::mapped::Bytes;
-use qberta::store::manifest::{Decision, FileRecord, Input, Manifest, Probe, RecipeRecord, Weight};
 use qberta::store::{Dtype, Tensor, safetensors};
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -59,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         put("safetensors", dtype.name(), &safetensors::write(&tensors)?)?;
     }
     put("safetensors", "empty", &safetensors::write(&BTreeMap::new())?)?;
-    put("manifest", "sealed", &tiny_manifest().seal())?;
+    put("manifest", "sealed", &qberta_fuzz::small_manifest())?;
     put("torch_bin", "tiny", &tiny_torch())?;
     for base in 0..16u8 {
         put("artefact", &format!("base-{base}"), &[base])?;
@@ -84,9 +83,17 @@ const TINY_BPE: &str = r###"{"version":"1.0","truncation":null,"padding":null,"a
 /// Protobuf by hand: pieces `{1: text, 2: score, 3: kind}` in field 1, trainer and normalizer settings.
 fn tiny_spm() -> Vec<u8> {
     let mut out = Vec::new();
-    for (text, kind) in
-        [("[PAD]", 3u8), ("[CLS]", 3), ("[SEP]", 3), ("[UNK]", 2), ("▁", 1), ("▁a", 1), ("b", 1), ("[MASK]", 4), ("<0x0A>", 6)]
-    {
+    for (text, kind) in [
+        ("[PAD]", 3u8),
+        ("[CLS]", 3),
+        ("[SEP]", 3),
+        ("[UNK]", 2),
+        ("▁", 1),
+        ("▁a", 1),
+        ("b", 1),
+        ("[MASK]", 4),
+        ("<0x0A>", 6),
+    ] {
         let mut piece = vec![0x0a, text.len() as u8];
         piece.extend(text.as_bytes());
         piece.push(0x15);
@@ -100,34 +107,15 @@ fn tiny_spm() -> Vec<u8> {
     out
 }
 
-fn tiny_manifest() -> Manifest {
-    let record = FileRecord { bytes: 3, sha256: "00".repeat(32) };
-    let decision = Decision { input: Input::TokenAsymmetric, weight: Weight::Int8Channel };
-    Manifest {
-        digest: String::new(),
-        files: BTreeMap::from([("model.safetensors".into(), record.clone())]),
-        format_version: 1,
-        ignored_tensors: BTreeMap::from([("x".into(), "unused".into())]),
-        plan: BTreeMap::from([("a".into(), decision), ("b".into(), Decision::FLOAT)]),
-        probes: vec![Probe {
-            bits: "0000803f".into(),
-            input_ids: vec![1],
-            sha256: "11".repeat(32),
-            shape: [1, 1],
-            token_type_ids: vec![],
-        }],
-        recipe: RecipeRecord { name: "dynamic".into(), skip: vec!["re:.*x".into()] },
-        source: BTreeMap::from([("config.json".into(), record)]),
-        tensors: BTreeMap::from([("a".into(), "22".repeat(32))]),
-        tool: "qberta".into(),
-    }
-}
-
 /// A stored zip with one pickled state dict of one float tensor, as `torch.save` lays it out.
 fn tiny_torch() -> Vec<u8> {
     let pickle: &[u8] = b"\x80\x02}q\x00X\x01\x00\x00\x00wq\x01ctorch._utils\n_rebuild_tensor_v2\nq\x02((X\x07\x00\x00\x00storageq\x03ctorch\nFloatStorage\nq\x04X\x01\x00\x00\x000q\x05X\x03\x00\x00\x00cpuq\x06K\x02tq\x07QK\x00K\x02\x85q\x08K\x01\x85q\x09\x89ccollections\nOrderedDict\nq\x0a)Rq\x0btq\x0cRq\x0ds.";
-    let members: [(&str, &[u8]); 4] =
-        [("m/data.pkl", pickle), ("m/byteorder", b"little"), ("m/data/0", &[0, 0, 128, 63, 0, 0, 0, 64]), ("m/version", b"3\n")];
+    let members: [(&str, &[u8]); 4] = [
+        ("m/data.pkl", pickle),
+        ("m/byteorder", b"little"),
+        ("m/data/0", &[0, 0, 128, 63, 0, 0, 0, 64]),
+        ("m/version", b"3\n"),
+    ];
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in members {
         let offset = out.len() as u32;

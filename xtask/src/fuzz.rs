@@ -91,11 +91,10 @@ fn build() -> Result<PathBuf, String> {
     let host = String::from_utf8_lossy(&host.stdout).trim().to_owned();
     let dir = target().join("fuzz");
     // Naming the target keeps the flags away from build scripts and procedural macros.
-    let build =
-        Program::new("cargo build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target")
-            .arg(&host)
-            .env("CARGO_TARGET_DIR", dir.display().to_string())
-            .env("RUSTFLAGS", FLAGS);
+    let build = Program::new("cargo build --quiet --release --manifest-path fuzz/Cargo.toml --target")
+        .arg(&host)
+        .env("CARGO_TARGET_DIR", dir.display().to_string())
+        .env("RUSTFLAGS", FLAGS);
     if !run::command(&build)?.success {
         return Err("the fuzz targets do not build".into());
     }

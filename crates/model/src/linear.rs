@@ -2,8 +2,8 @@
 //! variants here; the forward does not change.
 
 use qberta_kernels::{
-    Context, Matrix, PackedF32, PackedI8, RowGrid, gemm_f32, gemm_f32_i8, gemm_i8, mapped::Bytes,
-    quantize_rows,
+    Context, Matrix, PackedF32, PackedI8, RowGrid, Split, gemm_f32, gemm_f32_i8, gemm_i8, mapped::Bytes,
+    quantize_rows_split,
 };
 
 /// A linear layer `y = x Wᵀ + b`, `W [out, in]`.
@@ -18,12 +18,14 @@ pub enum Linear {
     },
     /// Int8 weights per output channel, activations quantized per token while running (W8A8 dynamic).
     Int8 {
-        /// Packed codes and scales.
+        /// Packed codes and scales, `[out, in + split columns]`.
         weight: PackedI8,
         /// `[out]`, added in f32.
         bias: Option<Vec<f32>>,
         /// How a row of activations becomes codes.
         input: RowGrid,
+        /// Extra columns for outlier channels of the input.
+        split: Split,
     },
     /// Int8 weights per output channel, float activations.
     WeightInt8 {
@@ -39,8 +41,8 @@ impl Linear {
     pub fn forward(&self, cx: &Context, x: &Matrix) -> Matrix {
         match self {
             Linear::F32 { weight, bias } => gemm_f32(cx, x, weight, bias.as_deref()),
-            Linear::Int8 { weight, bias, input } => {
-                gemm_i8(cx, &quantize_rows(cx, x, *input), weight, bias.as_deref())
+            Linear::Int8 { weight, bias, input, split } => {
+                gemm_i8(cx, &quantize_rows_split(cx, x, *input, split), weight, bias.as_deref())
             }
             Linear::WeightInt8 { weight, bias } => gemm_f32_i8(cx, x, weight, bias.as_deref()),
         }
@@ -49,7 +51,14 @@ impl Linear {
     /// The same with activations kept in f32: what runs once at load is not worth an error of its own.
     pub fn forward_float_input(&self, cx: &Context, x: &Matrix) -> Matrix {
         match self {
-            Linear::Int8 { weight, bias, .. } => gemm_f32_i8(cx, x, weight, bias.as_deref()),
+            Linear::Int8 { weight, bias, .. } => {
+                // Float values need no extra columns: they stay zero and add nothing to any sum.
+                let mut wide = Matrix::zeros(x.rows(), weight.inp());
+                for i in 0..x.rows() {
+                    wide.row_mut(i)[..x.cols()].copy_from_slice(x.row(i));
+                }
+                gemm_f32_i8(cx, &wide, weight, bias.as_deref())
+            }
             _ => self.forward(cx, x),
         }
     }
@@ -58,7 +67,8 @@ impl Linear {
     pub fn shape(&self) -> (usize, usize) {
         match self {
             Linear::F32 { weight, .. } => (weight.out(), weight.inp()),
-            Linear::Int8 { weight, .. } | Linear::WeightInt8 { weight, .. } => (weight.out(), weight.inp()),
+            Linear::Int8 { weight, split, .. } => (weight.out(), weight.inp() - split.columns().len()),
+            Linear::WeightInt8 { weight, .. } => (weight.out(), weight.inp()),
         }
     }
 }

@@ -183,8 +183,13 @@ fn int8_agrees_with_float_on_a_real_model() {
     let mean = differences.iter().map(|&d| f64::from(d)).sum::<f64>() / PAIRS as f64;
     let worst = differences.iter().copied().fold(0.0, f32::max);
     let agreement = same as f64 / PAIRS as f64;
+    // Where they differ, how sure float was: an honest quantizer flips close calls only.
+    let margin = |f: &[f32]| (f[0] - f[1]).abs();
+    let flipped = float.iter().zip(&int8).filter(|(f, i)| first_of_largest(f) != first_of_largest(i));
+    let widest = flipped.map(|(f, _)| margin(f)).fold(0.0, f32::max);
     println!(
-        "{XSMALL}: int8 and float agree on {same} of {PAIRS}; logit difference mean {mean:.4}, worst {worst:.4}"
+        "{XSMALL}: int8 and float agree on {same} of {PAIRS}; logit difference mean {mean:.4}, worst {worst:.4}; \
+         largest float margin that flipped {widest:.3}"
     );
     assert!(agreement >= LEAST_AGREEMENT, "{:.1} %", 100.0 * agreement);
 }

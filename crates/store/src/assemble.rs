@@ -3,7 +3,7 @@
 use crate::layout::{self, LinearRole, Module, Role};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
-use qberta_kernels::{Context, PackedF32, PackedI8, RowGrid};
+use qberta_kernels::{Context, PackedF32, PackedI8, RowGrid, Split};
 use qberta_model::{
     Architecture, Error, FloatFormat, HeadSlot, Linear, Model, Norm, Result, Site, Table, TalkingHeads,
     Weights,
@@ -14,10 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const SCALE: &str = "_scale";
 
 /// How an int8 linear treats its input.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Int8Input {
-    /// Quantized per token while running.
-    Dynamic(RowGrid),
+    /// Quantized per token while running, with extra columns for these channels (see [`Split`]).
+    Dynamic(RowGrid, Vec<u32>),
     /// Left in float.
     Float,
 }
@@ -210,10 +210,20 @@ impl<'t> Builder<'t> {
                 Stored::Int8 { codes, scale } => {
                     let codes = select(codes, role.inp, &rows);
                     let scale: Vec<f32> = rows.iter().map(|&r| scale[r]).collect();
-                    let packed = pack_int8(weight, &codes, &scale, out, role.inp)?;
-                    match input {
-                        Int8Input::Dynamic(input) => Linear::Int8 { weight: packed, bias, input },
-                        Int8Input::Float => Linear::WeightInt8 { weight: packed, bias },
+                    match &input {
+                        Int8Input::Dynamic(input, channels) => {
+                            let split = Split::new(channels.clone(), role.inp).map_err(|e| {
+                                Error::corrupt("split channels are unusable").at(weight).found(e)
+                            })?;
+                            let codes = repeat(&codes, role.inp, split.columns());
+                            let inp = role.inp + split.columns().len();
+                            let packed = pack_int8(weight, &codes, &scale, out, inp)?;
+                            Linear::Int8 { weight: packed, bias, input: *input, split }
+                        }
+                        Int8Input::Float => {
+                            let packed = pack_int8(weight, &codes, &scale, out, role.inp)?;
+                            Linear::WeightInt8 { weight: packed, bias }
+                        }
                     }
                 }
             };
@@ -228,8 +238,15 @@ impl<'t> Builder<'t> {
         let stored = bias.iter().find(|b| self.tensors.contains_key(*b)).or(bias.first());
         let bias = stored.map(|b| self.floats(b, &[out])).transpose()?;
         let word = self.tensors.iter().find(|(n, _)| n.ends_with("embeddings.word_embeddings.weight"));
-        let own =
-            self.tensors.get(weight).filter(|t| word.is_none_or(|(_, w)| w.bytes()[..] != t.bytes()[..]));
+        let equal =
+            |t: &Tensor| word.is_some_and(|(_, w)| w.dtype() == t.dtype() && w.bytes()[..] == t.bytes()[..]);
+        let own = self.tensors.get(weight).filter(|t| !equal(t));
+        if self.tensors.get(weight).is_some_and(|t| t.dtype() == Dtype::I8) {
+            // An artefact repeats int8 codes here, because Hugging Face cannot tie quantized weights.
+            self.scales(weight, out)?;
+            let copy = format!("{}.bias", weight.trim_end_matches(".weight"));
+            self.used.extend([weight.to_owned(), copy].into_iter().filter(|n| self.tensors.contains_key(n)));
+        }
         let linear = match (own, &self.weights.tables.get(&Site::WordTable)) {
             (Some(_), _) => match self.matrix(weight, out, inp)? {
                 Stored::Float(values) => Linear::F32 { weight: PackedF32::pack(&values, out, inp), bias },
@@ -261,6 +278,14 @@ impl<'t> Builder<'t> {
 fn pack_int8(name: &str, codes: &[i8], scale: &[f32], out: usize, inp: usize) -> Result<PackedI8> {
     PackedI8::pack(codes, scale, out, inp)
         .map_err(|e| Error::corrupt("int8 weight cannot run").at(name).found(e))
+}
+
+/// Rows of `width` codes followed by copies of some of their columns.
+fn repeat(codes: &[i8], width: usize, columns: &[u32]) -> Vec<i8> {
+    let row = |row: &[i8]| -> Vec<i8> {
+        row.iter().copied().chain(columns.iter().map(|&c| row[c as usize])).collect()
+    };
+    codes.chunks_exact(width).flat_map(row).collect()
 }
 
 fn select<T: Copy>(values: &[T], width: usize, rows: &[usize]) -> Vec<T> {

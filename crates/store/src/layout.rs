@@ -67,6 +67,13 @@ pub enum Role {
     Kept,
 }
 
+impl Module {
+    /// Whether this is the word table or the vocabulary projection, which many checkpoints tie.
+    pub fn is_word_matrix(&self) -> bool {
+        matches!(self.role, Role::Table { site: Site::WordTable, .. } | Role::Vocabulary { .. })
+    }
+}
+
 /// A linear module and the sites it serves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearRole {

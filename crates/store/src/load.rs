@@ -93,7 +93,7 @@ impl Source {
     /// Errors: missing, misshapen or non-finite tensors.
     pub fn load(&self, cx: &Context) -> Result<Loaded> {
         let input = |module: &str| match &self.manifest {
-            Some(m) => m.plan.get(module).map_or(Int8Input::Float, |d| d.int8_input()),
+            Some(m) => m.int8_input(module),
             None => Int8Input::Float,
         };
         let (model, account) =
@@ -106,11 +106,10 @@ impl Source {
 /// not count: they come with every pre-trained encoder.
 fn implied_task(tensors: &BTreeMap<String, Tensor>) -> Option<Task> {
     let has = |part: &str| tensors.keys().any(|n| n == part || n.ends_with(&format!(".{part}")));
+    let pooled = has("pooler.dense.weight") || has("pre_classifier.weight");
     if has("qa_outputs.weight") {
         Some(Task::QuestionAnswering)
-    } else if has("classifier.weight") && (has("pooler.dense.weight") || has("pre_classifier.weight")) {
-        Some(Task::SequenceClassification)
-    } else if has("classifier.out_proj.weight") {
+    } else if has("classifier.out_proj.weight") || has("classifier.weight") && pooled {
         Some(Task::SequenceClassification)
     } else if has("classifier.weight") {
         Some(Task::TokenClassification)

@@ -38,6 +38,8 @@ pub struct Manifest {
     pub recipe: RecipeRecord,
     /// Where the weights came from: digests of the source files by name.
     pub source: BTreeMap<String, FileRecord>,
+    /// Extra input columns of int8 modules: the channel each one repeats, ascending.
+    pub splits: BTreeMap<String, Vec<u32>>,
     /// SHA-256 of each tensor (type, shape, bytes), to name the first damaged one.
     pub tensors: BTreeMap<String, String>,
     /// The version of the tool that wrote it.
@@ -102,15 +104,6 @@ pub enum Weight {
 impl Decision {
     /// Left as it is.
     pub const FLOAT: Decision = Decision { input: Input::Float, weight: Weight::Float };
-
-    /// What the loader needs to know of it.
-    pub fn int8_input(self) -> Int8Input {
-        match self.input {
-            Input::Float => Int8Input::Float,
-            Input::TokenSymmetric => Int8Input::Dynamic(RowGrid::Symmetric),
-            Input::TokenAsymmetric => Int8Input::Dynamic(RowGrid::Asymmetric),
-        }
-    }
 }
 
 /// One recorded input and the output it must give, bit for bit, alone or in any batch.
@@ -130,6 +123,16 @@ pub struct Probe {
 }
 
 impl Manifest {
+    /// How `module` treats its input, as the loader needs to know it.
+    pub fn int8_input(&self, module: &str) -> Int8Input {
+        let grid = match self.plan.get(module).map(|d| d.input) {
+            None | Some(Input::Float) => return Int8Input::Float,
+            Some(Input::TokenSymmetric) => RowGrid::Symmetric,
+            Some(Input::TokenAsymmetric) => RowGrid::Asymmetric,
+        };
+        Int8Input::Dynamic(grid, self.splits.get(module).cloned().unwrap_or_default())
+    }
+
     /// Sets the digest and gives the bytes of the file.
     pub fn seal(&mut self) -> Vec<u8> {
         self.digest = String::new();

@@ -20,6 +20,12 @@ pub fn artefact_config(source: &Map<String, Value>, arch: &Architecture, plan: &
     if deberta && arch.head.task == Task::FillMask {
         config.insert("legacy".into(), json!(true)); // the head is stored under cls.predictions
     }
+    let quantized = |m: &layout::Module| plan.get(&m.name).is_some_and(|d| d.weight == Weight::Int8Channel);
+    if arch.head.task == Task::FillMask
+        && layout::modules(arch).iter().any(|m| m.is_word_matrix() && quantized(m))
+    {
+        config.insert("tie_word_embeddings".into(), json!(false)); // the projection is stored on its own
+    }
     config.insert("quantization_config".into(), quantization_config(arch, plan));
     config
 }

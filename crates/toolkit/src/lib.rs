@@ -2,11 +2,13 @@
 //! Sees token ids, never text.
 
 pub mod hf_config;
+pub mod outliers;
 pub mod plan;
 pub mod probe;
 pub mod quantize;
 pub mod recipe;
 pub mod verify;
+pub mod weights;
 
 pub use plan::Plan;
 pub use quantize::{Progress, Report, Request, quantize};

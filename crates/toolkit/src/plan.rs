@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 /// What was decided, by module name.
 pub type Plan = BTreeMap<String, Decision>;
 
-/// Decides every quantizable module of `arch`: the encoder's linears and the word table.
+/// Decides every quantizable module of `arch`: the encoder's linears, the word table, the vocabulary
+/// projection.
 ///
 /// Errors: a skip pattern that matches none of them, or patterns that leave nothing to quantize.
 pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
@@ -52,7 +53,8 @@ fn default(module: &Module, preset: Preset) -> Option<Decision> {
         Role::Linear(role) if role.encoder => {
             Some(Decision { input: Input::TokenAsymmetric, weight: Weight::Int8Channel })
         }
-        Role::Table { site: Site::WordTable, .. } => {
+        // The vocabulary projection is the word table again, or of its kind.
+        Role::Table { site: Site::WordTable, .. } | Role::Vocabulary { .. } => {
             Some(Decision { input: Input::Float, weight: Weight::Int8Channel })
         }
         _ => None,

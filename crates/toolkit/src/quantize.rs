@@ -1,18 +1,21 @@
 //! Float checkpoint to artefact: plan, quantize, write beside the target, sync, reopen, replay, rename.
 
 use crate::hf_config::artefact_config;
+use crate::outliers;
 use crate::plan::{Plan, plan};
 use crate::probe;
 use crate::recipe::Recipe;
 use crate::verify::verify_at;
-use qberta_kernels::{Context, quantize_weight_rows};
-use qberta_model::{Error, Result, Task};
+use crate::weights;
+use qberta_kernels::Context;
+use qberta_model::{Error, Model, Result, Site, Task};
 use qberta_store::assemble::SCALE;
 use qberta_store::atomic::{Staging, check_target};
+use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
-use qberta_store::manifest::{self, FileRecord, Manifest, Weight};
-use qberta_store::{Source, Tensor, digest, safetensors};
-use std::collections::BTreeMap;
+use qberta_store::manifest::{self, FileRecord, Input, Manifest, Weight};
+use qberta_store::{Loaded, Source, Tensor, digest, safetensors};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// File name of the weights of an artefact.
@@ -78,11 +81,16 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
     }
     let plan = plan(&source.arch, request.recipe)?;
     // Building the float model checks every tensor (presence, shape, finite values) before any work.
-    let account = source.load(cx)?.account;
+    let Loaded { model, mut account } = source.load(cx)?;
+    let splits = splits(&model, &plan);
+    drop(model);
     progress.step();
 
-    let tensors = quantize_tensors(&source, &plan, &account.used, progress)?;
-    let weights = safetensors::write(&tensors)?;
+    let mut used = account.used.clone();
+    let source = untied(source, &plan, &mut used)?;
+    account.ignored.retain(|name, _| !used.contains(name));
+    let tensors = quantize_tensors(&source, &plan, &used, progress)?;
+    let file = safetensors::write(&tensors)?;
     let config = artefact_config(&source.config, &source.arch, &plan);
     let mut config_bytes =
         serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
@@ -99,6 +107,7 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
         probes: Vec::new(),
         recipe: request.recipe.record(),
         source: source_records(&source)?,
+        splits,
         tensors: tensors.iter().map(|(n, t)| (n.clone(), digest::of_tensor(t))).collect(),
         tool: format!("qberta {}", env!("CARGO_PKG_VERSION")),
     };
@@ -123,8 +132,8 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
         manifest.files.insert(name.to_owned(), record);
         Ok(bytes.len() as u64)
     };
-    let weight_bytes = put(WEIGHTS, &weights)?;
-    drop(weights);
+    let weight_bytes = put(WEIGHTS, &file)?;
+    drop(file);
     let mut artefact_bytes = weight_bytes + put(CONFIG, &config_bytes)?;
     for name in companions(request.model) {
         let path = request.model.join(&name);
@@ -160,11 +169,40 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
     })
 }
 
+/// Gives a masked-LM head tied to the word table weights of its own if either is quantized: Hugging Face
+/// cannot tie quantized weights.
+fn untied(mut source: Source, plan: &Plan, used: &mut BTreeSet<String>) -> Result<Source> {
+    let modules = layout::modules(&source.arch);
+    let int8 = |m: &&layout::Module| plan.get(&m.name).is_some_and(|d| d.weight == Weight::Int8Channel);
+    let word = modules.iter().find(|m| matches!(m.role, Role::Table { site: Site::WordTable, .. }));
+    let projection = modules.iter().find_map(|m| match &m.role {
+        Role::Vocabulary { bias, .. } => Some((m, bias)),
+        _ => None,
+    });
+    let (Some(word), Some((projection, bias))) = (word, projection) else { return Ok(source) };
+    if ![word, projection].iter().any(int8) {
+        return Ok(source);
+    }
+    let mut copy = |from: String, to: String| {
+        if !used.contains(&to)
+            && let Some(tensor) = source.tensors.get(&from).cloned()
+        {
+            source.tensors.insert(to.clone(), tensor);
+            used.insert(to);
+        }
+    };
+    copy(format!("{}.weight", word.name), format!("{}.weight", projection.name));
+    for from in bias {
+        copy(from.clone(), format!("{}.bias", projection.name));
+    }
+    Ok(source)
+}
+
 /// The tensors of the artefact: codes and scales where the plan says int8, the source's bytes elsewhere.
 fn quantize_tensors(
     source: &Source,
     plan: &Plan,
-    used: &std::collections::BTreeSet<String>,
+    used: &BTreeSet<String>,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, Tensor>> {
     progress.stage("quantizing", plan.len() as u64);
@@ -179,7 +217,7 @@ fn quantize_tensors(
                         .at(name)
                         .found(format!("{} at element {i}", values[i])));
                 }
-                let (codes, scale) = quantize_weight_rows(&values, rows, cols);
+                let (codes, scale) = weights::quantize(&values, rows, cols);
                 tensors.insert(format!("{name}{SCALE}"), Tensor::from_f32(vec![rows, 1], &scale)?);
                 tensors.insert(name.clone(), Tensor::from_i8(vec![rows, cols], &codes)?);
             }
@@ -192,6 +230,21 @@ fn quantize_tensors(
         }
     }
     Ok(tensors)
+}
+
+/// Extra columns for the outlier channels of every module whose input is quantized.
+fn splits(model: &Model, plan: &Plan) -> BTreeMap<String, Vec<u32>> {
+    layout::modules(model.architecture())
+        .into_iter()
+        .filter_map(|module| match (plan.get(&module.name), &module.role) {
+            // The sites of one module share its input.
+            (Some(d), Role::Linear(role)) if d.input != Input::Float => {
+                Some((module.name, outliers::split(model, role.sites.first()?.0)))
+            }
+            _ => None,
+        })
+        .filter(|(_, columns)| !columns.is_empty())
+        .collect()
 }
 
 /// Digests of the files the weights came from, by file name.

@@ -19,6 +19,16 @@ pub enum RowGrid {
     Asymmetric,
 }
 
+impl RowGrid {
+    /// The smallest code.
+    fn least(self) -> i32 {
+        match self {
+            RowGrid::Symmetric => 1,
+            RowGrid::Asymmetric => 0,
+        }
+    }
+}
+
 /// `[rows, cols]` u8 codes with an f32 scale (real units per code) and an i32 zero point per row.
 ///
 /// `x ~ (code - zero) * scale`. Rows are padded to a multiple of 64 codes.
@@ -124,6 +134,64 @@ impl Fit {
     }
 }
 
+/// Extra columns for outlier channels, so that a few large channels do not set the step of a whole row.
+///
+/// Extra column `e` repeats channel `columns[e]`; a channel with `n` extra columns spreads its value over
+/// `n + 1` codes and so reaches `n + 1` times as far at the same scale. The weight matrix repeats the same
+/// columns, so the integer product is that of the sum (outlier channel splitting, Zhao et al. 2019,
+/// arXiv:1901.09504, applied to activations).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Split {
+    columns: Vec<u32>,
+}
+
+impl Split {
+    /// Extra columns for rows of `cols` values: `columns` ascending, a channel as often as it has copies.
+    ///
+    /// Errors: a sentence, for channels out of range or out of order.
+    pub fn new(columns: Vec<u32>, cols: usize) -> Result<Split, String> {
+        if let Some(c) = columns.iter().find(|&&c| c as usize >= cols) {
+            return Err(format!("split channel {c} is outside the {cols} columns of the input"));
+        }
+        if !columns.is_sorted() {
+            return Err("split channels are not in ascending order".into());
+        }
+        Ok(Split { columns })
+    }
+
+    /// The channel of each extra column.
+    pub fn columns(&self) -> &[u32] {
+        &self.columns
+    }
+
+    /// `row` with every split channel divided by its number of columns: what sets the range.
+    fn shared(&self, row: &[f32]) -> Vec<f32> {
+        let mut shared = row.to_vec();
+        for run in self.columns.chunk_by(|a, b| a == b) {
+            shared[run[0] as usize] *= 1.0 / (run.len() + 1) as f32;
+        }
+        shared
+    }
+
+    /// Fills the extra columns of `codes`, whose first `row.len()` are done: what a channel's code could
+    /// not reach goes to its first extra column, what that cannot reach to the next.
+    fn spread(&self, row: &[f32], fit: &Fit, least: i32, codes: &mut [u8]) {
+        let r = 1.0 / fit.scale;
+        let (done, extra) = codes.split_at_mut(row.len());
+        let mut extra = extra.iter_mut();
+        for run in self.columns.chunk_by(|a, b| a == b) {
+            let channel = run[0] as usize;
+            let whole = (row[channel] * r).round_ties_even() as i32;
+            let mut rest = whole.wrapping_sub(i32::from(done[channel]) - fit.zero);
+            for code in extra.by_ref().take(run.len()) {
+                let part = rest.wrapping_add(fit.zero).clamp(least, 255);
+                *code = part as u8;
+                rest = rest.wrapping_sub(part - fit.zero);
+            }
+        }
+    }
+}
+
 /// The definition for one row: codes, scale and zero point.
 #[cfg(test)]
 pub(crate) fn reference(row: &[f32], grid: RowGrid) -> (Vec<u8>, f32, i32) {
@@ -131,7 +199,7 @@ pub(crate) fn reference(row: &[f32], grid: RowGrid) -> (Vec<u8>, f32, i32) {
     let lo = row.iter().fold(0.0f32, |lo, &x| lo.min(x));
     let hi = row.iter().fold(0.0f32, |hi, &x| hi.max(x));
     let fit = Fit::of(grid, f32::from_bits(most), lo, hi);
-    let least = if grid == RowGrid::Symmetric { 1 } else { 0 };
+    let least = grid.least();
     let r = 1.0 / fit.scale;
     let code = |&x: &f32| ((x * r).round_ties_even() as i32 + fit.zero).clamp(least, 255) as u8;
     let codes = if fit.flat { vec![fit.zero as u8; row.len()] } else { row.iter().map(code).collect() };
@@ -142,7 +210,17 @@ pub(crate) fn reference(row: &[f32], grid: RowGrid) -> (Vec<u8>, f32, i32) {
 ///
 /// `r = 1 / scale; code = clamp(round(x * r) + zero, 0 or 1, 255)`, round to nearest, ties to even.
 pub fn quantize_rows(cx: &Context, x: &Matrix, grid: RowGrid) -> QuantizedRows {
-    let (rows, cols) = (x.rows(), x.cols());
+    quantize_rows_split(cx, x, grid, &Split::default())
+}
+
+/// The same with extra columns for outlier channels: `[rows, cols + split columns]`.
+///
+/// The range of a row is that of its values with split channels divided by their number of columns.
+/// Panics if `split` was made for other columns.
+pub fn quantize_rows_split(cx: &Context, x: &Matrix, grid: RowGrid, split: &Split) -> QuantizedRows {
+    let rows = x.rows();
+    assert!(split.columns.last().is_none_or(|&c| (c as usize) < x.cols()), "split channels of a wider input");
+    let cols = x.cols() + split.columns.len();
     let stride = cols.next_multiple_of(64);
     let mut codes = Lines::zeroed(rows * stride);
     let (mut scale, mut zero) = (vec![1.0; rows], vec![0; rows]);
@@ -154,7 +232,16 @@ pub fn quantize_rows(cx: &Context, x: &Matrix, grid: RowGrid) -> QuantizedRows {
         let mut parts: Vec<_> = parts.collect();
         cx.threads.for_each_rows(&mut parts, 1, least_rows(cols), |first, parts| {
             for (i, (codes, (scale, zero))) in parts.iter_mut().enumerate() {
-                let fit = cx.isa.run(QuantizeRow { row: x.row(first + i), grid, codes });
+                let row = x.row(first + i);
+                let fit = if split.columns.is_empty() {
+                    cx.isa.run(QuantizeRow { range: row, row, grid, codes })
+                } else {
+                    let fit = cx.isa.run(QuantizeRow { range: &split.shared(row), row, grid, codes });
+                    if !fit.flat {
+                        split.spread(row, &fit, grid.least(), codes);
+                    }
+                    fit
+                };
                 (**scale, **zero) = (fit.scale, fit.zero);
             }
         });
@@ -163,6 +250,7 @@ pub fn quantize_rows(cx: &Context, x: &Matrix, grid: RowGrid) -> QuantizedRows {
 }
 
 struct QuantizeRow<'a> {
+    range: &'a [f32], // sets scale and zero point
     row: &'a [f32],
     grid: RowGrid,
     codes: &'a mut [u8], // the padded row
@@ -172,7 +260,7 @@ impl Kernel for QuantizeRow<'_> {
     type Output = Fit;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Fit {
-        let (full, rest) = self.row.as_chunks::<LANES>();
+        let (full, rest) = self.range.as_chunks::<LANES>();
         let (mut most, mut lo, mut hi) = (s.splat_i(0), s.splat(0.0), s.splat(0.0));
         for x in full {
             let x = s.load(x);
@@ -194,8 +282,9 @@ impl Kernel for QuantizeRow<'_> {
             return fit;
         }
         let (r, zero) = (s.splat(1.0 / fit.scale), s.splat_i(fit.zero));
-        let least = s.splat_i(if self.grid == RowGrid::Symmetric { 1 } else { 0 });
+        let least = s.splat_i(self.grid.least());
         let most = s.splat_i(255);
+        let (full, rest) = self.row.as_chunks::<LANES>();
         let (codes, _) = self.codes.as_chunks_mut::<LANES>();
         for (x, codes) in full.iter().zip(codes.iter_mut()) {
             let code = s.add_i(s.round(s.mul(s.load(x), r)), zero);

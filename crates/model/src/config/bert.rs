@@ -31,7 +31,7 @@ pub(super) fn parse(f: &Fields<'_>, family: Family, task: Task) -> Result<Archit
     let names = if family == Family::DistilBert { &DISTIL } else { &BERT };
     let hidden = f.size(names.hidden, None, 1 << 16)?;
     let heads = f.size(names.heads, None, 1024)?;
-    if hidden % heads != 0 {
+    if !hidden.is_multiple_of(heads) {
         return Err(Error::unsupported("heads do not divide the hidden size")
             .at(names.heads)
             .expected(format!("a divisor of {hidden}"))

@@ -12,7 +12,7 @@ pub(super) fn parse(f: &Fields<'_>, family: Family, task: Task) -> Result<Archit
     let hidden = f.size("hidden_size", None, MOST_WIDTH)?;
     let heads = f.size("num_attention_heads", None, 1024)?;
     let whole = || -> Result<usize> {
-        if hidden % heads != 0 {
+        if !hidden.is_multiple_of(heads) {
             return Err(Error::unsupported("heads do not divide the hidden size")
                 .at("num_attention_heads")
                 .expected(format!("a divisor of hidden_size {hidden}"))
@@ -136,11 +136,11 @@ fn relative_attention(
 }
 
 fn convolution(f: &Fields<'_>, kernel: usize, hidden: usize) -> Result<Convolution> {
-    if kernel % 2 == 0 {
+    if kernel.is_multiple_of(2) {
         return Err(Error::unsupported("kernel must be odd").at("conv_kernel_size").found(kernel));
     }
     let groups = f.size("conv_groups", Some(1), hidden)?;
-    if hidden % groups != 0 {
+    if !hidden.is_multiple_of(groups) {
         return Err(Error::unsupported("groups do not divide the hidden size")
             .at("conv_groups")
             .expected(format!("a divisor of hidden_size {hidden}"))

@@ -90,3 +90,68 @@ fn ties_go_to_even_and_weights_keep_off_minus_128() {
     let (codes, scale) = quantize_weight_rows(&[least, least / 127.0], 1, 2);
     assert_eq!((codes, scale), (vec![127, 1], vec![f32::MIN_POSITIVE]));
 }
+
+/// Columns 3 (twice) and 17 (once) have extra columns.
+fn split(cols: usize) -> Split {
+    Split::new(vec![3, 3, 17], cols).unwrap()
+}
+
+#[test]
+fn split_channels_reach_further_at_the_scale_of_the_rest() {
+    let cols = 40;
+    let mut x = matrix(12, cols, 9);
+    for i in 0..12 {
+        x.row_mut(i).iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
+        x.row_mut(i)[3] = if i % 2 == 0 { 2.9 } else { -2.9 };
+        x.row_mut(i)[17] = 1.9;
+    }
+    for grid in [RowGrid::Symmetric, RowGrid::Asymmetric] {
+        for cx in contexts() {
+            let q = quantize_rows_split(&cx, &x, grid, &split(cols));
+            assert_eq!(q.cols(), cols + 3);
+            let plain = quantize_rows(&cx, &x, grid);
+            let y = q.dequantize();
+            for i in 0..12 {
+                assert!(q.scale(i) < 0.75 * plain.scale(i), "the outliers no longer set the scale");
+                let mut sum = y.row(i)[..cols].to_vec();
+                for (e, &c) in split(cols).columns().iter().enumerate() {
+                    sum[c as usize] += y.row(i)[cols + e];
+                }
+                for (a, b) in x.row(i).iter().zip(&sum) {
+                    // Symmetric codes reach every value; the asymmetric zero point can cost a step at the end.
+                    let steps = if grid == RowGrid::Symmetric { 0.51 } else { 3.0 };
+                    assert!((a - b).abs() <= steps * q.scale(i), "{grid:?} {a} {b} {}", q.scale(i));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn split_rows_are_the_same_codes_everywhere() {
+    for cols in [18, 32, 100, 257] {
+        let mut x = matrix(9, cols, cols as u64);
+        x.row_mut(2)[3] = 1e30;
+        x.row_mut(3)[17] = -1e30;
+        x.row_mut(4)[3] = f32::NAN;
+        x.row_mut(5).fill(0.0);
+        for grid in [RowGrid::Symmetric, RowGrid::Asymmetric] {
+            let all: Vec<_> =
+                contexts().iter().map(|cx| quantize_rows_split(cx, &x, grid, &split(cols))).collect();
+            for q in &all {
+                for i in 0..9 {
+                    assert_eq!(q.codes(i), all[0].codes(i), "row {i} of {cols}");
+                    assert_eq!(q.scale(i).to_bits(), all[0].scale(i).to_bits());
+                }
+                assert!(q.scale(4).is_nan());
+            }
+        }
+    }
+}
+
+#[test]
+fn splits_outside_the_row_are_refused() {
+    assert!(Split::new(vec![5], 5).is_err());
+    assert!(Split::new(vec![3, 1], 5).is_err());
+    assert_eq!(Split::new(vec![1, 1, 4], 5).unwrap().columns(), [1, 1, 4]);
+}
