@@ -3,6 +3,8 @@
 //! Exit status: 0 done, 1 the check failed (`verify`), 2 the command could not run.
 
 mod demo;
+mod doctor;
+mod export;
 mod inspect;
 mod predict;
 mod quantize;
@@ -57,6 +59,8 @@ enum Verb {
     Quantize(quantize::QuantizeArgs),
     Verify(verify::VerifyArgs),
     Predict(Box<predict::PredictArgs>),
+    Doctor(doctor::DoctorArgs),
+    Export(export::ExportArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -82,6 +86,8 @@ pub fn main() -> ExitCode {
         Verb::Quantize(args) => quantize::run(&args, &world),
         Verb::Verify(args) => verify::run(&args, &world),
         Verb::Predict(args) => predict::run(&args, &world),
+        Verb::Doctor(args) => doctor::run(&args, &world),
+        Verb::Export(args) => export::run(&args, &world),
         Verb::Demo(args) => demo::run(&args, &world),
     });
     match result {

@@ -31,9 +31,6 @@ fn artefact(case: &str) -> (tempfile::TempDir, PathBuf) {
 fn every_golden_checkpoint_becomes_a_verified_artefact() {
     let dir = tempfile::tempdir().unwrap();
     for (case, record) in golden_cases() {
-        if case == "store-bin-legacy" {
-            continue;
-        }
         let out = dir.path().join(&case);
         let report = quantized(&case, &out, &[]).unwrap_or_else(|e| panic!("{case}: {e}"));
         assert!(report.plan.values().all(|d| d.weight == manifest::Weight::Int8Channel), "{case}");

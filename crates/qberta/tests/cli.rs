@@ -80,7 +80,8 @@ fn verify_says_what_differs_and_exits_with_one() {
 fn wrong_requests_get_a_sentence_and_status_two() {
     let dir = tempfile::tempdir().unwrap();
     let model = golden("v3-sequence");
-    let (text, legacy) = (dir.path().join("bad.jsonl"), golden("store-bin-legacy"));
+    let (text, program) =
+        (dir.path().join("bad.jsonl"), testdata().join("doctor/torchscript-trace/model.pt"));
     fs::write(&text, "{\"input_ids\":[1]}\n{\"input_ids\":[9999]}\n").unwrap();
     let cases: [(&[&str], &str); 11] = [
         (&["quantize", "no-such-dir", "-o", "x"], "no-such-dir"),
@@ -93,7 +94,7 @@ fn wrong_requests_get_a_sentence_and_status_two() {
         (&["predict", path(&model), "hello"], "no tokenizer"),
         (&["predict", path(&model), "--raw", "-i", path(&text)], "line 2"),
         (&["predict", path(&model), "--raw", "-i", "none.jsonl"], "none.jsonl"),
-        (&["inspect", path(&legacy)], "legacy"),
+        (&["inspect", path(&program)], "TorchScript"),
     ];
     for (args, says) in cases {
         let (_, stderr, status) = run(args);

@@ -14,9 +14,6 @@ fn every_variant_and_head_equals_transformers() {
     let mut failures = Vec::new();
     println!("| case | rows | largest difference |\n|---|---|---|");
     for (case, record) in golden_cases() {
-        if case == "store-bin-legacy" {
-            continue; // refused by name; see legacy_pickles_are_named
-        }
         let session = match Session::open(&golden(&case), Some(task(&record)), context()) {
             Ok(session) => session,
             Err(e) => {

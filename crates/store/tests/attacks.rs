@@ -49,7 +49,7 @@ fn code_is_refused_by_name() {
         ("__builtin__", "getattr"),
         ("torch", "load"),
         ("torch.serialization", "load"),
-        ("torch._utils", "_rebuild_qtensor"),
+        ("torch._utils", "_rebuild_sparse_tensor"),
         ("collections", "OrderedDict.fromkeys"),
         ("torch", "FloatStorage.from_file"),
     ] {

@@ -1,6 +1,8 @@
 //! Float checkpoint to trustworthy int8 artefact: recipes, plans, quantization, probes, verification.
 //! Sees token ids, never text.
 
+pub mod doctor;
+pub mod export;
 pub mod hf_config;
 pub mod outliers;
 pub mod plan;

@@ -95,7 +95,7 @@ fn compare(probe: &Probe, y: &Matrix) -> Result<()> {
 }
 
 /// Outputs of each sequence, batch cut back into sequences.
-fn run(model: &Model, sequences: &[Sequence], cx: &Context) -> Result<Vec<Matrix>> {
+pub(crate) fn run(model: &Model, sequences: &[Sequence], cx: &Context) -> Result<Vec<Matrix>> {
     let arch = model.architecture();
     let batch = Batch::new(arch, sequences)?;
     let y = forward(arch, &mut Native::new(model, cx), &batch);

@@ -13,7 +13,7 @@ use qberta_store::assemble::SCALE;
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
-use qberta_store::manifest::{self, FileRecord, Input, Manifest, Weight};
+use qberta_store::manifest::{self, FileRecord, Input, Manifest, RecipeRecord, Weight};
 use qberta_store::{Loaded, Source, Tensor, digest, safetensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -90,66 +90,17 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
     let source = untied(source, &plan, &mut used)?;
     account.ignored.retain(|name, _| !used.contains(name));
     let tensors = quantize_tensors(&source, &plan, &used, progress)?;
-    let file = safetensors::write(&tensors)?;
-    let config = artefact_config(&source.config, &source.arch, &plan);
-    let mut config_bytes =
-        serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
-    config_bytes.push(b'\n');
-
-    progress.stage("recording probes", 1);
-    let sequences = probe::inputs(&source.arch);
-    let mut manifest = Manifest {
-        digest: String::new(),
-        files: BTreeMap::new(),
-        format_version: manifest::FORMAT_VERSION,
-        ignored_tensors: account.ignored.clone(),
-        plan: plan.clone(),
-        probes: Vec::new(),
-        recipe: request.recipe.record(),
-        source: source_records(&source)?,
-        splits,
-        tensors: tensors.iter().map(|(n, t)| (n.clone(), digest::of_tensor(t))).collect(),
-        tool: format!("qberta {}", env!("CARGO_PKG_VERSION")),
-    };
-    // The model as it stands in memory says what the file must answer once it is read back.
-    let in_memory = Source::from_parts(
-        request.model,
-        config.clone().into_iter().filter(|(k, _)| k != "quantization_config").collect(),
-        Some(manifest.clone()),
+    let artefact = Artefact {
+        source: &source,
         tensors,
-        Vec::new(),
-        Some(source.arch.head.task),
-    )?;
-    manifest.probes = probe::record(&in_memory.load(cx)?.model, &sequences, cx)?;
-    drop(in_memory);
-    progress.step();
-
-    progress.stage("writing and reopening", 2);
-    let staging = Staging::begin(request.out)?;
-    let mut put = |name: &str, bytes: &[u8]| -> Result<u64> {
-        staging.write(name, bytes)?;
-        let record = FileRecord { bytes: bytes.len() as u64, sha256: digest::of_bytes(bytes) };
-        manifest.files.insert(name.to_owned(), record);
-        Ok(bytes.len() as u64)
+        plan: &plan,
+        splits,
+        ignored: &account.ignored,
+        recipe: request.recipe.record(),
+        provenance: source_records(&source)?,
+        out: request.out,
     };
-    let weight_bytes = put(WEIGHTS, &file)?;
-    drop(file);
-    let mut artefact_bytes = weight_bytes + put(CONFIG, &config_bytes)?;
-    for name in companions(request.model) {
-        let path = request.model.join(&name);
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
-        artefact_bytes += put(&name, &bytes)?;
-    }
-    let sealed = manifest.seal();
-    staging.write(manifest::NAME, &sealed)?;
-    artefact_bytes += sealed.len() as u64;
-    progress.step();
-    let verified = verify_at(staging.path(), cx).map_err(|e| {
-        e.at(format!("{} (not written)", request.out.display()))
-            .hint("the saved model does not reproduce the one in memory; please report this")
-    })?;
-    staging.publish()?;
-    progress.step();
+    let Written { weight_bytes, artefact_bytes, probes } = write(artefact, cx, progress)?;
 
     let float_bytes = source
         .tensors
@@ -165,8 +116,102 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
         weight_bytes,
         artefact_bytes,
         ignored: account.ignored,
-        probes: verified.probes,
+        probes,
     })
+}
+
+/// Everything an artefact is made of, before it is written.
+pub(crate) struct Artefact<'a> {
+    /// Configuration, architecture and companion files.
+    pub source: &'a Source,
+    /// The tensors, as they are to be stored.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// How each quantizable module is stored and run.
+    pub plan: &'a Plan,
+    /// Extra columns for outlier channels.
+    pub splits: BTreeMap<String, Vec<u32>>,
+    /// Tensors left out, with the reason.
+    pub ignored: &'a BTreeMap<String, String>,
+    /// What was asked.
+    pub recipe: RecipeRecord,
+    /// Files the weights came from.
+    pub provenance: BTreeMap<String, FileRecord>,
+    /// The directory to create.
+    pub out: &'a Path,
+}
+
+/// What was written. Sizes in bytes.
+pub(crate) struct Written {
+    pub weight_bytes: u64,
+    pub artefact_bytes: u64,
+    /// Probes replayed.
+    pub probes: usize,
+}
+
+/// Writes an artefact beside its place, proves it and moves it there.
+pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progress) -> Result<Written> {
+    let Artefact { source, tensors, plan, splits, ignored, recipe, provenance, out } = artefact;
+    let file = safetensors::write(&tensors)?;
+    let config = artefact_config(&source.config, &source.arch, plan);
+    let mut config_bytes =
+        serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
+    config_bytes.push(b'\n');
+
+    progress.stage("recording probes", 1);
+    let sequences = probe::inputs(&source.arch);
+    let mut manifest = Manifest {
+        digest: String::new(),
+        files: BTreeMap::new(),
+        format_version: manifest::FORMAT_VERSION,
+        ignored_tensors: ignored.clone(),
+        plan: plan.clone(),
+        probes: Vec::new(),
+        recipe,
+        source: provenance,
+        splits,
+        tensors: tensors.iter().map(|(n, t)| (n.clone(), digest::of_tensor(t))).collect(),
+        tool: format!("qberta {}", env!("CARGO_PKG_VERSION")),
+    };
+    // The model as it stands in memory says what the file must answer once it is read back.
+    let in_memory = Source::from_parts(
+        &source.dir,
+        config.clone().into_iter().filter(|(k, _)| k != "quantization_config").collect(),
+        Some(manifest.clone()),
+        tensors,
+        Vec::new(),
+        Some(source.arch.head.task),
+    )?;
+    manifest.probes = probe::record(&in_memory.load(cx)?.model, &sequences, cx)?;
+    drop(in_memory);
+    progress.step();
+
+    progress.stage("writing and reopening", 2);
+    let staging = Staging::begin(out)?;
+    let mut put = |name: &str, bytes: &[u8]| -> Result<u64> {
+        staging.write(name, bytes)?;
+        let record = FileRecord { bytes: bytes.len() as u64, sha256: digest::of_bytes(bytes) };
+        manifest.files.insert(name.to_owned(), record);
+        Ok(bytes.len() as u64)
+    };
+    let weight_bytes = put(WEIGHTS, &file)?;
+    drop(file);
+    let mut artefact_bytes = weight_bytes + put(CONFIG, &config_bytes)?;
+    for name in companions(&source.dir) {
+        let path = source.dir.join(&name);
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
+        artefact_bytes += put(&name, &bytes)?;
+    }
+    let sealed = manifest.seal();
+    staging.write(manifest::NAME, &sealed)?;
+    artefact_bytes += sealed.len() as u64;
+    progress.step();
+    let verified = verify_at(staging.path(), cx).map_err(|e| {
+        e.at(format!("{} (not written)", out.display()))
+            .hint("the saved model does not reproduce the one in memory; please report this")
+    })?;
+    staging.publish()?;
+    progress.step();
+    Ok(Written { weight_bytes, artefact_bytes, probes: verified.probes })
 }
 
 /// Gives a masked-LM head tied to the word table weights of its own if either is quantized: Hugging Face
@@ -233,7 +278,7 @@ fn quantize_tensors(
 }
 
 /// Extra columns for the outlier channels of every module whose input is quantized.
-fn splits(model: &Model, plan: &Plan) -> BTreeMap<String, Vec<u32>> {
+pub(crate) fn splits(model: &Model, plan: &Plan) -> BTreeMap<String, Vec<u32>> {
     layout::modules(model.architecture())
         .into_iter()
         .filter_map(|module| match (plan.get(&module.name), &module.role) {
@@ -248,7 +293,7 @@ fn splits(model: &Model, plan: &Plan) -> BTreeMap<String, Vec<u32>> {
 }
 
 /// Digests of the files the weights came from, by file name.
-fn source_records(source: &Source) -> Result<BTreeMap<String, FileRecord>> {
+pub(crate) fn source_records(source: &Source) -> Result<BTreeMap<String, FileRecord>> {
     let config = source.dir.join(CONFIG);
     source
         .files
@@ -285,6 +330,6 @@ const COMPANIONS: &[&str] = &[
     "vocab.txt",
 ];
 
-fn companions(dir: &Path) -> Vec<String> {
+pub(crate) fn companions(dir: &Path) -> Vec<String> {
     COMPANIONS.iter().filter(|n| dir.join(n).is_file()).map(|&n| n.to_owned()).collect()
 }

@@ -39,12 +39,7 @@ pub fn resolve(
 ) -> Result<StateDict> {
     let mut skipped = Vec::new();
     let named = named_tensors(values, &mut skipped)?;
-    let mut builder = Builder {
-        values,
-        member,
-        budget: file_len.saturating_mul(COPY_PER_FILE_BYTE).saturating_add(COPY_BASE_BYTES),
-        done: BTreeMap::new(),
-    };
+    let mut builder = Builder::new(values, member, file_len);
     let mut tensors = BTreeMap::new();
     for (name, id) in named {
         let tensor = builder.tensor(id).map_err(|e| e.at(show(name)))?;
@@ -75,7 +70,9 @@ fn named_tensors<'v>(values: &'v Values, skipped: &mut Vec<String>) -> Result<BT
     let wrapped = WRAPPERS.iter().find_map(|w| {
         let (_, inner) = root.iter().find(|(k, _)| values.text(*k) == Some(w))?;
         match values.get(*inner) {
-            Value::Dict(pairs) if pairs.iter().any(|&(_, v)| is_tensor(v)) => Some((*inner, pairs)),
+            Value::Dict(pairs) if pairs.iter().any(|&(_, v)| is_tensor(v) || is_quantized(values, v)) => {
+                Some((*inner, pairs))
+            }
             _ => None,
         }
     });
@@ -88,6 +85,11 @@ fn named_tensors<'v>(values: &'v Values, skipped: &mut Vec<String>) -> Result<BT
     };
     let mut named = BTreeMap::new();
     for &(key, value) in dict {
+        if is_quantized(values, value) {
+            return Err(Error::unsupported("file holds quantized tensors of PyTorch")
+                .at(label(values, key))
+                .hint("`qberta doctor FILE` says what it is, and `--rescue` makes an artefact of it"));
+        }
         match values.text(key) {
             Some(name) if is_tensor(value) => {
                 if named.insert(name, value).is_some() {
@@ -104,12 +106,23 @@ fn named_tensors<'v>(values: &'v Values, skipped: &mut Vec<String>) -> Result<BT
     Ok(named)
 }
 
-fn twice(name: &str) -> Error {
+/// A quantized tensor, alone or packed with its bias.
+fn is_quantized(values: &Values, id: Id) -> bool {
+    match values.get(id) {
+        Value::QTensor { .. } => true,
+        Value::Tuple(parts) => parts
+            .first()
+            .is_some_and(|&p| matches!(values.get(p), Value::QTensor { .. } | Value::Tensor { .. })),
+        _ => false,
+    }
+}
+
+pub(super) fn twice(name: &str) -> Error {
     Error::corrupt("dict holds the same name twice").at(show(name))
 }
 
 /// A key of a dict, for people.
-fn label(values: &Values, key: Id) -> String {
+pub(super) fn label(values: &Values, key: Id) -> String {
     match values.get(key) {
         Value::Str(s) => show(s),
         Value::Int(i) => i.to_string(),
@@ -117,7 +130,7 @@ fn label(values: &Values, key: Id) -> String {
     }
 }
 
-struct Builder<'v, F> {
+pub(super) struct Builder<'v, F> {
     values: &'v Values,
     member: F,
     /// Bytes that may still be copied.
@@ -126,8 +139,13 @@ struct Builder<'v, F> {
     done: BTreeMap<Id, Tensor>,
 }
 
-impl<F: Fn(&str) -> Option<Bytes>> Builder<'_, F> {
-    fn tensor(&mut self, id: Id) -> Result<Tensor> {
+impl<'v, F: Fn(&str) -> Option<Bytes>> Builder<'v, F> {
+    pub(super) fn new(values: &'v Values, member: F, file_len: usize) -> Builder<'v, F> {
+        let budget = file_len.saturating_mul(COPY_PER_FILE_BYTE).saturating_add(COPY_BASE_BYTES);
+        Builder { values, member, budget, done: BTreeMap::new() }
+    }
+
+    pub(super) fn tensor(&mut self, id: Id) -> Result<Tensor> {
         if let Some(tensor) = self.done.get(&id) {
             return Ok(tensor.clone());
         }
@@ -135,6 +153,9 @@ impl<F: Fn(&str) -> Option<Bytes>> Builder<'_, F> {
             return Err(Error::corrupt("not a tensor").found(self.values.get(id).kind()));
         };
         let (dtype, bytes) = self.storage(*storage)?;
+        if matches!(self.values.get(*storage), Value::Storage { nibbles: true, .. }) {
+            return Err(Error::unsupported("plain tensor views codes of four bits"));
+        }
         let view = View { dtype, offset: *offset, shape, stride };
         let bytes = match view.contiguous_range(bytes.len())? {
             Some(range) => bytes.slice(range).ok_or_else(|| view.outside(bytes.len()))?,
@@ -152,8 +173,8 @@ impl<F: Fn(&str) -> Option<Bytes>> Builder<'_, F> {
         Ok(tensor)
     }
 
-    fn storage(&self, id: Id) -> Result<(Dtype, Bytes)> {
-        let Value::Storage { key, dtype, elements } = self.values.get(id) else {
+    pub(super) fn storage(&self, id: Id) -> Result<(Dtype, Bytes)> {
+        let Value::Storage { key, dtype, elements, .. } = self.values.get(id) else {
             return Err(Error::corrupt("tensor does not view a storage"));
         };
         let key = self.values.text(*key).unwrap_or_default();

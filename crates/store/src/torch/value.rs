@@ -3,9 +3,10 @@
 //! Pickles share and could nest without bound; with indices instead of boxes, sharing is free, dropping
 //! never recurses, and a cycle is something to look for rather than something to run into.
 
-use super::globals::Global;
+use super::globals::{Global, QScheme};
 use crate::tensor::Dtype;
 use qberta_model::{Error, Result};
+use std::collections::HashMap;
 
 /// Deepest nesting of containers accepted; optimizer states reach about six.
 pub const MAX_DEPTH: u32 = 128;
@@ -47,8 +48,10 @@ pub enum Value {
         key: Id,
         /// Element type.
         dtype: Dtype,
-        /// Number of elements.
+        /// Number of elements; bytes where `nibbles`.
         elements: usize,
+        /// Each byte holds two codes.
+        nibbles: bool,
     },
     /// A view of a storage.
     Tensor {
@@ -60,6 +63,49 @@ pub enum Value {
         shape: Vec<usize>,
         /// Distance between neighbours along each axis, in elements; as long as `shape`.
         stride: Vec<usize>,
+    },
+    /// A tensor whose elements are codes.
+    QTensor {
+        /// The `Tensor` of the codes.
+        codes: Id,
+        /// How they become numbers.
+        quantizer: Quantizer,
+    },
+    /// A name outside the list, of files that are only looked at: `module.name`.
+    Foreign(Box<str>),
+    /// What a call of such a name would make. Nothing was called.
+    Object {
+        /// The `Foreign` (or another object) that is called.
+        class: Id,
+        /// Its arguments.
+        args: Id,
+        /// What BUILD attached.
+        state: Option<Id>,
+    },
+}
+
+/// The parameters of a quantized tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Quantizer {
+    /// The same for the whole tensor.
+    PerTensor {
+        /// As written.
+        scheme: QScheme,
+        /// Value of one step.
+        scale: f64,
+        /// The code of 0.
+        zero_point: i64,
+    },
+    /// One for each index of an axis.
+    PerChannel {
+        /// As written.
+        scheme: QScheme,
+        /// The `Tensor` of the scales.
+        scales: Id,
+        /// The `Tensor` of the zero points.
+        zero_points: Id,
+        /// The axis.
+        axis: usize,
     },
 }
 
@@ -80,6 +126,9 @@ impl Value {
             Value::Device => "a torch.device",
             Value::Storage { .. } => "a storage",
             Value::Tensor { .. } => "a tensor",
+            Value::QTensor { .. } => "a quantized tensor",
+            Value::Foreign(_) => "a foreign type or function",
+            Value::Object { .. } => "an object",
         }
     }
 }
@@ -89,6 +138,8 @@ impl Value {
 pub struct Values {
     pub(super) nodes: Vec<Value>,
     pub(super) root: Id,
+    /// What BUILD attached to dicts.
+    pub(super) attributes: HashMap<Id, Id>,
 }
 
 impl Values {
@@ -103,9 +154,23 @@ impl Values {
         &self.nodes[id.0 as usize]
     }
 
+    /// The attributes of the dict `id`: where torch keeps `_metadata`, the versions of modules. They may
+    /// refer back to the dict, so nobody may follow them without counting.
+    pub fn attributes(&self, id: Id) -> Option<Id> {
+        self.attributes.get(&id).copied()
+    }
+
     /// The text behind `id`, if it is a str.
     pub fn text(&self, id: Id) -> Option<&str> {
         if let Value::Str(s) = self.get(id) { Some(s) } else { None }
+    }
+
+    /// Every storage the pickle mentions: key and element type.
+    pub(super) fn storages(&self) -> impl Iterator<Item = (&str, Dtype)> {
+        self.nodes.iter().filter_map(|node| match node {
+            Value::Storage { key, dtype, .. } => Some((self.text(*key)?, *dtype)),
+            _ => None,
+        })
     }
 
     /// Refuses cycles and nesting deeper than [`MAX_DEPTH`], in one pass without recursion.
@@ -148,6 +213,16 @@ impl Values {
             Value::Dict(pairs) => pairs.get(i / 2).map(|&(k, v)| if i.is_multiple_of(2) { k } else { v }),
             Value::Storage { key, .. } => (i == 0).then_some(*key),
             Value::Tensor { storage, .. } => (i == 0).then_some(*storage),
+            Value::QTensor { codes, quantizer: Quantizer::PerTensor { .. } } => (i == 0).then_some(*codes),
+            Value::QTensor { codes, quantizer: Quantizer::PerChannel { scales, zero_points, .. } } => {
+                [*codes, *scales, *zero_points].get(i).copied()
+            }
+            Value::Object { class, args, state } => match i {
+                0 => Some(*class),
+                1 => Some(*args),
+                2 => *state,
+                _ => None,
+            },
             _ => None,
         }
     }

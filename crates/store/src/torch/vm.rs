@@ -10,8 +10,9 @@ pub use calls::MAX_RANK;
 
 use super::globals;
 use super::value::{Id, Value, Values};
+use crate::safetensors::show;
 use qberta_model::{Error, Result};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Most values a program may push, copy or memoise; a checkpoint needs about 25 per tensor.
 pub const MAX_VALUES: usize = 4 << 20;
@@ -38,23 +39,28 @@ pub fn run(pickle: &[u8]) -> Result<Values> {
 ///
 /// Errors: as [`run`], except that bytes may follow.
 pub fn run_prefix(stream: &[u8]) -> Result<(Values, usize)> {
-    let mut machine = Machine {
-        code: stream,
-        at: 0,
-        nodes: Vec::new(),
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: HashMap::new(),
-        charged: 0,
-    };
-    loop {
-        let start = machine.at;
-        if let Some(root) = machine.step().map_err(|e| e.at(format!("byte {start}")))? {
-            let values = Values { nodes: machine.nodes, root };
-            values.check_shape()?;
-            return Ok((values, machine.at));
-        }
-    }
+    let (values, end, _) = Machine::new(stream, None).run()?;
+    Ok((values, end))
+}
+
+/// What a program mentions that the machine does not know. Filled while looking, never acted upon.
+#[derive(Debug, Default)]
+pub struct Foreign {
+    /// Every name the program mentions, allowed ones too, as `module.name`.
+    pub globals: BTreeSet<String>,
+    /// The first name that only code has a reason to mention, or the first call of a function.
+    pub refused: Option<Error>,
+}
+
+/// Most names kept in [`Foreign::globals`]; a saved model mentions about 60.
+pub const MAX_GLOBALS: usize = 4096;
+
+/// Runs the program at the start of `stream` to see what it describes: names outside [`globals`] become
+/// inert values instead of errors.
+///
+/// Errors: as [`run_prefix`], except for unknown names.
+pub fn look(stream: &[u8]) -> Result<(Values, usize, Foreign)> {
+    Machine::new(stream, Some(Foreign::default())).run()
 }
 
 struct Machine<'a> {
@@ -64,10 +70,63 @@ struct Machine<'a> {
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    attributes: HashMap<Id, Id>,
     charged: usize,
+    /// Set when the program is only looked at.
+    foreign: Option<Foreign>,
 }
 
 impl<'a> Machine<'a> {
+    fn new(code: &'a [u8], foreign: Option<Foreign>) -> Machine<'a> {
+        Machine {
+            code,
+            at: 0,
+            nodes: Vec::new(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            attributes: HashMap::new(),
+            charged: 0,
+            foreign,
+        }
+    }
+
+    fn run(mut self) -> Result<(Values, usize, Foreign)> {
+        loop {
+            let start = self.at;
+            if let Some(root) = self.step().map_err(|e| e.at(format!("byte {start}")))? {
+                let values = Values { nodes: self.nodes, root, attributes: self.attributes };
+                values.check_shape()?;
+                return Ok((values, self.at, self.foreign.unwrap_or_default()));
+            }
+        }
+    }
+
+    /// Pushes what `module.name` stands for.
+    fn global(&mut self, module: &str, name: &str) -> Result<()> {
+        let known = globals::lookup(module, name);
+        let Some(foreign) = &mut self.foreign else { return self.push(Value::Global(known?)) };
+        if foreign.globals.len() < MAX_GLOBALS {
+            foreign.globals.insert(format!("{}.{}", show(module), show(name)));
+        }
+        match known {
+            Ok(global) => self.push(Value::Global(global)),
+            Err(error) => {
+                if globals::is_hostile(module, name) {
+                    self.refuse(error);
+                }
+                // Names have no line breaks; a hostile one only makes its own module longer.
+                self.push(Value::Foreign(format!("{module}\n{name}").into()))
+            }
+        }
+    }
+
+    fn refuse(&mut self, error: Error) {
+        if let Some(foreign) = &mut self.foreign {
+            foreign.refused.get_or_insert(error);
+        }
+    }
+
     /// Executes one opcode; the result, if that was STOP.
     fn step(&mut self) -> Result<Option<Id>> {
         let opcode = self.u8()?;
@@ -134,6 +193,15 @@ impl<'a> Machine<'a> {
                 self.text(n)?;
             }
             b'X' => {
+                let n = self.length4()?;
+                self.text(n)?;
+            }
+            // Strings of Python 2, in files of torch 0.4 and before.
+            b'U' => {
+                let n = self.u8()?.into();
+                self.text(n)?;
+            }
+            b'T' => {
                 let n = self.length4()?;
                 self.text(n)?;
             }
@@ -204,15 +272,15 @@ impl<'a> Machine<'a> {
             b'c' => {
                 let module = self.line()?;
                 let name = self.line()?;
-                self.push(Value::Global(globals::lookup(module, name)?))?;
+                self.global(module, name)?;
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (Some(module), Some(name)) = (self.text_of(module), self.text_of(name)) else {
                     return Err(Error::corrupt("STACK_GLOBAL needs two strings"));
                 };
-                let global = globals::lookup(module, name)?;
-                self.push(Value::Global(global))?;
+                let (module, name) = (module.to_owned(), name.to_owned());
+                self.global(&module, &name)?;
             }
             b'i' => {
                 let module = self.line()?;
@@ -221,12 +289,20 @@ impl<'a> Machine<'a> {
             }
             b'R' => self.reduce()?,
             b'b' => {
-                // The state of a dict is its attributes (torch: `_metadata`), which hold no weights.
-                self.pop()?;
+                let state = self.pop()?;
                 let target = self.top()?;
-                if !matches!(self.get(target), Value::Dict(_)) {
-                    return Err(self.unexpected("BUILD", target, "a dict"));
-                }
+                self.build(target, state)?;
+            }
+            0x81 if self.foreign.is_some() => self.new_object()?,
+            // Sets hold nothing that a model needs; they are read as lists.
+            0x8f if self.foreign.is_some() => self.push(Value::List(Vec::new()))?,
+            0x90 if self.foreign.is_some() => {
+                let items = self.pop_to_mark()?;
+                self.append(items)?;
+            }
+            0x91 if self.foreign.is_some() => {
+                let items = self.pop_to_mark()?;
+                self.push(Value::Tuple(items))?;
             }
             b'Q' => self.persistent()?,
             other => {

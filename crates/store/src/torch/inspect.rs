@@ -1,0 +1,420 @@
+//! Looks into any PyTorch file: what it is, what it holds, which names it mentions.
+//!
+//! [`super::read`] wants weights and refuses the rest. This reader wants to say what a file is, so names
+//! outside the list become inert values, modules are unfolded into the tensors they hold, and quantized
+//! tensors and packed parameters are read as codes, scales and zero points. Still nothing is executed, and
+//! a call that only code has a reason to make is reported in [`TorchFile::refused`].
+
+use super::entry::numbers;
+use super::globals::{Global, QDtype, QScheme};
+use super::state_dict::{Builder, WRAPPERS, label, twice};
+use super::value::{Id, Quantizer, Value, Values};
+use super::vm::Foreign;
+use super::{Container, MAX_PICKLE_BYTES, container, legacy, root, vm, zip};
+use crate::checkpoint::map_file;
+use crate::safetensors::show;
+use crate::tensor::{Dtype, Tensor};
+use qberta_kernels::mapped::Bytes;
+use qberta_model::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+pub use super::entry::{Entry, Format, Quantized, Root, StorageUse, TorchFile};
+
+/// Most values visited while unfolding; sharing could otherwise unfold a small file without end.
+pub const MAX_VISITS: usize = 1 << 20;
+/// Most bytes of names kept.
+pub const MAX_NAME_BYTES: usize = 64 << 20;
+
+/// Looks into the PyTorch file at `path`.
+///
+/// Errors: the file cannot be mapped, or what [`inspect_bytes`] refuses; both name the file.
+pub fn inspect(path: &Path) -> Result<TorchFile> {
+    inspect_bytes(&map_file(path)?).map_err(|e| e.at(path.display()))
+}
+
+/// Looks into a PyTorch file held in `file`.
+///
+/// Errors: not a PyTorch file; a malformed archive or pickle; anything beyond the limits of this module and
+/// of [`vm`]; tensors that reach outside their storage. Unknown names alone are no error.
+pub fn inspect_bytes(file: &Bytes) -> Result<TorchFile> {
+    match container(file) {
+        Container::Legacy => {
+            let stream = legacy::open(file, true)?;
+            let member = |key: &str| stream.storages.get(key).cloned();
+            unfold(&stream.values, stream.foreign, member, file.len(), Format::Legacy)
+        }
+        Container::Other => Err(super::not_a_checkpoint(file)),
+        Container::Zip => {
+            let archive = zip::Archive::open(file)?;
+            let script = archive.names().any(|n| {
+                n.split_once('/')
+                    .is_some_and(|(_, rest)| rest == "constants.pkl" || rest.starts_with("code/"))
+            });
+            let root = root(&archive)?;
+            super::check_byte_order(&archive, &root)?;
+            let pickle = archive
+                .member(&format!("{root}/data.pkl"))
+                .ok_or_else(|| Error::unsupported("data.pkl is compressed; torch stores it as it is"))?;
+            if pickle.len() > MAX_PICKLE_BYTES {
+                return Err(Error::unsupported("pickle is too long").found(pickle.len()));
+            }
+            let (values, end, foreign) = vm::look(&pickle).map_err(|e| e.at("data.pkl"))?;
+            if end != pickle.len() {
+                return Err(Error::corrupt("pickle has bytes after its end").found(pickle.len() - end));
+            }
+            let member = |key: &str| archive.member(&format!("{root}/data/{key}"));
+            let format = if script { Format::Script } else { Format::Zip };
+            unfold(&values, foreign, member, file.len(), format)
+        }
+    }
+}
+
+fn unfold(
+    values: &Values,
+    foreign: Foreign,
+    member: impl Fn(&str) -> Option<Bytes>,
+    file_len: usize,
+    format: Format,
+) -> Result<TorchFile> {
+    let mut walk = Walk {
+        values,
+        builder: Builder::new(values, member, file_len),
+        entries: BTreeMap::new(),
+        modules: BTreeMap::new(),
+        versions: BTreeMap::new(),
+        storages: BTreeMap::new(),
+        visits: 0,
+        name_bytes: 0,
+    };
+    let root = walk.root()?;
+    let Walk { entries, modules, versions, storages, .. } = walk;
+    let storages = storages
+        .into_iter()
+        .map(|(key, s)| {
+            let used: u64 = s.views.iter().map(|&(_, bytes)| bytes as u64).sum();
+            StorageUse { key, bytes: s.bytes, used: used.min(s.bytes), example: s.example }
+        })
+        .collect();
+    Ok(TorchFile {
+        format,
+        root,
+        entries,
+        modules,
+        versions,
+        globals: foreign.globals.into_iter().collect(),
+        refused: foreign.refused,
+        storages,
+        bytes: file_len as u64,
+    })
+}
+
+/// A storage while views of it are collected.
+struct Seen {
+    bytes: u64,
+    example: String,
+    /// Offset in elements and size in bytes of each view.
+    views: BTreeSet<(usize, usize)>,
+}
+
+struct Walk<'v, F> {
+    values: &'v Values,
+    builder: Builder<'v, F>,
+    entries: BTreeMap<String, Entry>,
+    modules: BTreeMap<String, String>,
+    versions: BTreeMap<String, i64>,
+    storages: BTreeMap<String, Seen>,
+    visits: usize,
+    name_bytes: usize,
+}
+
+impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
+    fn root(&mut self) -> Result<Root> {
+        let id = self.values.root();
+        match self.values.get(id) {
+            Value::Object { .. } => {
+                self.object("", id)?;
+                Ok(Root::Module(self.class(id)))
+            }
+            Value::Dict(pairs) => {
+                let wrapper = pairs.iter().find_map(|&(k, v)| {
+                    let key = self.values.text(k).filter(|k| WRAPPERS.contains(k))?;
+                    match self.values.get(v) {
+                        Value::Dict(inner) if inner.iter().any(|&(_, v)| self.is_weight(v)) => Some((key, v)),
+                        Value::Object { .. } => Some((key, v)),
+                        _ => None,
+                    }
+                });
+                let Some((key, inner)) = wrapper else {
+                    self.versions(id)?;
+                    self.pairs("", pairs, false)?;
+                    return Ok(Root::StateDict);
+                };
+                match self.values.get(inner) {
+                    Value::Dict(pairs) => {
+                        self.versions(inner)?;
+                        self.pairs("", pairs, false)?;
+                    }
+                    _ => {
+                        self.object("", inner)?;
+                        return Ok(Root::Module(self.class(inner)));
+                    }
+                }
+                Ok(Root::Wrapped(key.to_owned()))
+            }
+            Value::Tensor { .. } | Value::QTensor { .. } => {
+                let entry = self.weight("", id)?;
+                self.keep(String::new(), entry)?;
+                Ok(Root::Other("a single tensor".to_owned()))
+            }
+            other => Ok(Root::Other(other.kind().to_owned())),
+        }
+    }
+
+    /// Notes the versions of modules that torch attached to the state dict `id`.
+    fn versions(&mut self, id: Id) -> Result<()> {
+        let entry = |id: Id, name: &str| match self.values.get(id) {
+            Value::Dict(pairs) => pairs.iter().find(|(k, _)| self.values.text(*k) == Some(name)).map(|p| p.1),
+            _ => None,
+        };
+        let Some(metadata) = self.values.attributes(id).and_then(|a| entry(a, "_metadata")) else {
+            return Ok(());
+        };
+        let Value::Dict(pairs) = self.values.get(metadata) else { return Ok(()) };
+        let mut versions = BTreeMap::new();
+        // `version` is the first entry of a small dict; a large one would make this slow for nothing.
+        for &(name, about) in pairs.iter().take(MAX_VISITS) {
+            if !matches!(self.values.get(about), Value::Dict(p) if p.len() <= 8) {
+                continue;
+            }
+            let version = entry(about, "version");
+            if let (Some(name), Some(Value::Int(v))) =
+                (self.values.text(name), version.map(|v| self.values.get(v)))
+            {
+                versions.insert(name, *v);
+            }
+        }
+        for (name, version) in versions {
+            self.spend(name)?;
+            self.versions.insert(name.to_owned(), version);
+        }
+        Ok(())
+    }
+
+    fn is_weight(&self, id: Id) -> bool {
+        matches!(self.values.get(id), Value::Tensor { .. } | Value::QTensor { .. })
+            || self.packed(id).is_some()
+    }
+
+    /// Weight and bias, if the value is a packed pair.
+    fn packed(&self, id: Id) -> Option<(Id, Option<Id>)> {
+        let Value::Tuple(parts) = self.values.get(id) else { return None };
+        let tensor = |id: Id| matches!(self.values.get(id), Value::Tensor { .. } | Value::QTensor { .. });
+        match parts[..] {
+            [weight, bias] if tensor(weight) => match self.values.get(bias) {
+                Value::None => Some((weight, None)),
+                Value::Tensor { .. } => Some((weight, Some(bias))),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Entries of a dict; `module` says that it is the state of a module.
+    fn pairs(&mut self, prefix: &str, pairs: &'v [(Id, Id)], module: bool) -> Result<()> {
+        for &(key, value) in pairs {
+            self.visits += 1;
+            if self.visits > MAX_VISITS {
+                return Err(Error::unsupported("file unfolds to too many values")
+                    .expected(format!("at most {MAX_VISITS}")));
+            }
+            let Some(text) = self.values.text(key) else {
+                if !module {
+                    let name = label(self.values, key);
+                    self.keep(name, Entry::Other(self.values.get(value).kind().to_owned()))?;
+                }
+                continue;
+            };
+            let name = if prefix.is_empty() { text.to_owned() } else { format!("{prefix}.{text}") };
+            if self.is_weight(value) {
+                let entry = self.weight(&name, value)?;
+                self.keep(name, entry)?;
+                continue;
+            }
+            match self.values.get(value) {
+                Value::Dict(inner) if module && ["_parameters", "_buffers", "_modules"].contains(&text) => {
+                    self.pairs(prefix, inner, true)?;
+                }
+                Value::Object { .. } => self.object(&name, value)?,
+                Value::Global(global) => {
+                    let described = match global {
+                        Global::QDtype(d) => format!("torch.{}", d.name()),
+                        Global::QScheme(s) => format!("torch.{}", s.name()),
+                        Global::Dtype(d) => format!("torch dtype {}", d.name()),
+                        other => format!("{other:?}"),
+                    };
+                    self.keep(name, Entry::Other(described))?;
+                }
+                Value::Int(v) if !module || is_parameter(text) => {
+                    self.keep(name, Entry::Scalar(*v as f64))?;
+                }
+                Value::Float(v) if !module || is_parameter(text) => self.keep(name, Entry::Scalar(*v))?,
+                _ if module => {}
+                other => self.keep(name, Entry::Other(other.kind().to_owned()))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A module: its class, and what its state holds.
+    fn object(&mut self, name: &str, id: Id) -> Result<()> {
+        let Value::Object { state, .. } = self.values.get(id) else { return Ok(()) };
+        let class = self.class(id);
+        self.spend(name)?;
+        self.modules.insert(name.to_owned(), class);
+        let Some(mut state) = *state else { return Ok(()) };
+        // A script object's state comes with the name of its class.
+        if let Value::Tuple(parts) = self.values.get(state)
+            && let [inner, class] = parts[..]
+            && self.values.text(class).is_some()
+        {
+            state = inner;
+        }
+        if self.is_weight(state) {
+            let entry = self.weight(name, state)?;
+            return self.keep(name.to_owned(), entry);
+        }
+        match self.values.get(state) {
+            Value::Dict(pairs) => self.pairs(name, pairs, true),
+            _ => Ok(()),
+        }
+    }
+
+    /// The class of an object, through whatever made it.
+    fn class(&self, mut id: Id) -> String {
+        loop {
+            match self.values.get(id) {
+                Value::Object { class, .. } => id = *class,
+                Value::Foreign(name) => return show(&name.replace('\n', ".")),
+                other => return other.kind().to_owned(),
+            }
+        }
+    }
+
+    fn weight(&mut self, name: &str, id: Id) -> Result<Entry> {
+        let entry = match self.values.get(id) {
+            Value::QTensor { codes, quantizer } => {
+                Entry::Quantized(self.quantized(name, *codes, *quantizer)?)
+            }
+            Value::Tuple(_) => {
+                let Some((weight, bias)) = self.packed(id) else {
+                    return Ok(Entry::Other("a tuple".to_owned()));
+                };
+                let weight = Box::new(self.weight(name, weight)?);
+                let bias = bias.map(|b| self.tensor(name, b)).transpose()?.map(|(t, _)| t);
+                Entry::Packed { weight, bias }
+            }
+            _ => {
+                let (tensor, storage) = self.tensor(name, id)?;
+                Entry::Tensor { tensor, storage }
+            }
+        };
+        Ok(entry)
+    }
+
+    fn tensor(&mut self, name: &str, id: Id) -> Result<(Tensor, String)> {
+        let tensor = self.builder.tensor(id).map_err(|e| e.at(show(name)))?;
+        let Value::Tensor { storage, offset, .. } = self.values.get(id) else {
+            return Ok((tensor, String::new()));
+        };
+        let Value::Storage { key, dtype, elements, .. } = self.values.get(*storage) else {
+            return Ok((tensor, String::new()));
+        };
+        let key = self.values.text(*key).unwrap_or_default();
+        let bytes = (*elements as u64).saturating_mul(dtype.bytes() as u64);
+        let seen = self.storages.entry(key.to_owned()).or_insert_with(|| Seen {
+            bytes,
+            example: name.to_owned(),
+            views: BTreeSet::new(),
+        });
+        seen.views.insert((*offset, tensor.bytes().len()));
+        Ok((tensor, key.to_owned()))
+    }
+
+    fn quantized(&mut self, name: &str, codes: Id, quantizer: Quantizer) -> Result<Quantized> {
+        let (dtype, codes) = match self.nibbles(codes).map_err(|e| e.at(show(name)))? {
+            Some(codes) => (QDtype::QUInt4, codes),
+            None => {
+                let codes = self.tensor(name, codes)?.0;
+                let dtype = QDtype::of_codes(codes.dtype()).ok_or_else(|| {
+                    Error::unsupported("quantized tensor has codes of an unknown type")
+                        .at(show(name))
+                        .found(codes.dtype())
+                })?;
+                (dtype, codes)
+            }
+        };
+        Ok(match quantizer {
+            Quantizer::PerTensor { scheme, scale, zero_point } => Quantized {
+                dtype,
+                scheme,
+                scales: vec![scale],
+                zero_points: vec![zero_point as f64],
+                axis: 0,
+                codes,
+            },
+            Quantizer::PerChannel { scheme, scales, zero_points, axis } => {
+                let scales = numbers(&self.tensor(name, scales)?.0);
+                let (zero_tensor, _) = self.tensor(name, zero_points)?;
+                let zero_points = numbers(&zero_tensor);
+                let channels = codes.shape().get(axis).copied();
+                if channels != Some(scales.len()) || scales.len() != zero_points.len() {
+                    return Err(Error::corrupt("quantized tensor has the wrong number of scales")
+                        .at(show(name))
+                        .expected(format!("one for each index of axis {axis} of {:?}", codes.shape()))
+                        .found(format!("{} scales, {} zero points", scales.len(), zero_points.len())));
+                }
+                // Torch writes both kinds under one name; zero points that are floats tell them apart.
+                let float = zero_tensor.dtype().is_float() && scheme == QScheme::PerChannelAffine;
+                let scheme = if float { QScheme::PerChannelFloat } else { scheme };
+                Quantized { dtype, scheme, scales, zero_points, axis, codes }
+            }
+        })
+    }
+
+    /// The codes of a tensor of half bytes, one byte each; `None` for other tensors.
+    fn nibbles(&self, id: Id) -> Result<Option<Tensor>> {
+        let Value::Tensor { storage, offset, shape, .. } = self.values.get(id) else { return Ok(None) };
+        let Value::Storage { nibbles: true, .. } = self.values.get(*storage) else { return Ok(None) };
+        let (_, bytes) = self.builder.storage(*storage)?;
+        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        // Torch packs a whole tensor at a time, so anything but one tensor in its storage is a lie.
+        if *offset != 0 || count.is_none_or(|n| n.div_ceil(2) != bytes.len()) {
+            return Err(Error::corrupt("codes of four bits do not fill their storage"));
+        }
+        let codes = bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(count.unwrap_or(0)).collect::<Vec<u8>>();
+        Ok(Some(Tensor::new(Dtype::U8, shape.clone(), Bytes::from(codes))?))
+    }
+
+    fn spend(&mut self, name: &str) -> Result<()> {
+        self.name_bytes = self.name_bytes.saturating_add(name.len());
+        if self.name_bytes > MAX_NAME_BYTES {
+            return Err(Error::unsupported("names of the file are too long altogether"));
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, name: String, entry: Entry) -> Result<()> {
+        self.spend(&name)?;
+        match self.entries.insert(name.clone(), entry) {
+            None => Ok(()),
+            Some(_) => Err(twice(&name)),
+        }
+    }
+}
+
+/// Attributes of modules that describe quantization.
+fn is_parameter(key: &str) -> bool {
+    ["scale", "zero_point", "fake_quant_enabled", "observer_enabled", "dtype", "quant_min", "quant_max"]
+        .contains(&key)
+}

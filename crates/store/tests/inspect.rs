@@ -1,0 +1,171 @@
+//! The looking reader on hostile files: nothing is executed, time and memory stay bounded, and what only
+//! code has a reason to mention is named.
+
+mod common;
+
+use common::*;
+use qberta_kernels::mapped::Bytes;
+use qberta_store::torch::inspect::{TorchFile, inspect_bytes};
+use std::time::{Duration, Instant};
+
+fn look(file: Vec<u8>) -> qberta_model::Result<TorchFile> {
+    let started = Instant::now();
+    let read = inspect_bytes(&Bytes::from(file));
+    assert!(started.elapsed() < Duration::from_secs(20), "took {:?}", started.elapsed());
+    read
+}
+
+fn refused(pickle: Vec<u8>) -> String {
+    let read = look(archive(&pickle, &[("0", &floats(6))])).unwrap();
+    read.refused.expect("a hostile pickle was taken for a model").to_string()
+}
+
+#[test]
+fn code_is_named_and_not_run() {
+    let call = |m: &str, n: &str| Pickle::new().global(m, n).text("echo owned").op(b"\x85R.").0;
+    for (module, name) in [
+        ("os", "system"),
+        ("posix", "system"),
+        ("subprocess", "Popen"),
+        ("builtins", "eval"),
+        ("__builtin__", "getattr"),
+        ("torch", "load"),
+        ("torch.serialization", "load"),
+        ("torch.hub", "load"),
+        ("transformers", "pipeline"),
+        ("importlib", "import_module"),
+        ("collections", "OrderedDict.fromkeys"),
+        ("anything.at.all", "Class"),
+    ] {
+        assert!(refused(call(module, name)).contains(&format!("would execute {module}.{name}")));
+    }
+    // A hostile name that is only mentioned is refused as well.
+    assert!(refused(Pickle::new().global("os", "system").op(b".").0).contains("os.system"));
+    // A call of what a call returned.
+    let chained = Pickle::new().global("torch.nn", "Module").op(b")R)R").global("nt", "system").op(b"0.").0;
+    assert!(look(archive(&chained, &[])).is_err(), "POP is no opcode that torch emits");
+}
+
+#[test]
+fn modules_are_unfolded_and_bounded() {
+    // class, (), NEWOBJ, {"_modules": {"a": <a tensor>}}, BUILD
+    let one = Pickle::new()
+        .global("my.models", "Net")
+        .op(b")\x81}(")
+        .text("weight")
+        .tensor("0", 6, (0, &[2, 3], &[3, 1]))
+        .text("other")
+        .op(b"Nub.")
+        .0;
+    let read = look(archive(&one, &[("0", &floats(6))])).unwrap();
+    assert!(read.refused.is_none());
+    assert_eq!(read.modules[""], "my.models.Net");
+    assert!(read.entries.contains_key("weight"));
+
+    // Each module holds the one before under two names: 2^40 paths, 40 nodes.
+    let mut doubling = Pickle::new().global("m", "N").op(b"q\x01)\x81q\x00");
+    for _ in 0..40 {
+        doubling = doubling.op(b"h\x01)\x81}(").text("a").op(b"h\x00").text("b").op(b"h\x00ubq\x00");
+    }
+    // The objects in between stay on the stack, so they are collected.
+    let pickle = [&b"\x80\x02("[..], &doubling.0[2..], b"l"].concat();
+    assert!(look(archive(&pickle, &[])).is_err());
+    let mut nested = Pickle::new().op(b"(").op(&doubling.0[2..]).op(b"tq\x02").op(b"h\x01)\x81}(");
+    nested = nested.text("last").op(b"h\x00ub\x86.");
+    let error = look(archive(&nested.0, &[]));
+    assert!(error.is_ok() || error.unwrap_err().to_string().contains("too"));
+
+    // An object that is its own state.
+    let cycle = Pickle::new().global("m", "N").op(b")\x81q\x00}").text("me").op(b"h\x00sb.").0;
+    assert!(look(archive(&cycle, &[])).unwrap_err().to_string().contains("contains itself"));
+    let deep = Pickle::new().op(b")").op(&b"\x85".repeat(1_000_000)).stop();
+    assert!(look(archive(&deep, &[])).unwrap_err().to_string().contains("nests too deeply"));
+}
+
+#[test]
+fn sharing_cannot_unfold_without_end() {
+    // A list of objects first, so that the stack ends with the last one alone.
+    let mut p = Pickle::new().op(b"]").global("m", "N").op(b"q\x01)\x81q\x00a");
+    for _ in 0..40 {
+        p = p.op(b"h\x01)\x81}(").text("a").op(b"h\x00").text("b").op(b"h\x00ubq\x00a");
+    }
+    // {"kept": [...], "model": object}
+    let pickle =
+        [&b"\x80\x02}("[..], b"X\x04\x00\x00\x00kept", &p.0[2..], b"X\x05\x00\x00\x00modelh\x00u."].concat();
+    let error = look(archive(&pickle, &[])).unwrap_err().to_string();
+    assert!(error.contains("too many values") || error.contains("too long altogether"), "{error}");
+}
+
+#[test]
+fn quantized_tensors_that_lie_are_refused() {
+    let q = |quantizer: &dyn Fn(Pickle) -> Pickle, storage: &str| {
+        let p = Pickle::new().op(b"}").text("w").global("torch._utils", "_rebuild_qtensor").op(b"((");
+        let p = p.text("storage").global("torch", storage).text("0").text("cpu").int(24).op(b"tQ");
+        let p = p.int(0).ints(&[4, 6]).ints(&[6, 1]);
+        quantizer(p).op(b"\x89}tRs.").0
+    };
+    let per_tensor = |p: Pickle| {
+        p.global("torch", "per_tensor_affine").op(b"G").op(&0.5f64.to_be_bytes()).int(0).op(b"\x87")
+    };
+    let read = look(archive(&q(&per_tensor, "QInt8Storage"), &[("0", &[3; 24])])).unwrap();
+    let qberta_store::torch::Entry::Quantized(w) = &read.entries["w"] else { panic!("{:?}", read.entries) };
+    assert_eq!(w.dequantize(), [1.5; 24]);
+    // Three scales for four rows.
+    let few = |p: Pickle| {
+        let p = p.op(b"(").global("torch", "per_channel_affine");
+        p.tensor("1", 3, (0, &[3], &[1])).tensor("1", 3, (0, &[3], &[1])).int(0).op(b"t")
+    };
+    let e = look(archive(&q(&few, "QInt8Storage"), &[("0", &[3; 24]), ("1", &floats(3))])).unwrap_err();
+    assert!(e.to_string().contains("wrong number of scales"), "{e}");
+    // Codes of four bits fill half the bytes.
+    let read = look(archive(&q(&per_tensor, "QUInt4x2Storage"), &[("0", &[0x21; 24])]));
+    assert!(read.unwrap_err().to_string().contains("four bits"));
+    // A per-channel scheme with one number.
+    let odd = |p: Pickle| p.global("torch", "per_channel_affine").int(1).int(0).op(b"\x87");
+    assert!(look(archive(&q(&odd, "QInt8Storage"), &[("0", &[3; 24])])).is_err());
+    // The same file is no state dict of plain tensors.
+    let plain = qberta_store::torch::read_bytes(&Bytes::from(archive(
+        &q(&per_tensor, "QInt8Storage"),
+        &[("0", &[3; 24])],
+    )));
+    assert!(plain.unwrap_err().advice().unwrap().contains("qberta doctor"));
+}
+
+#[test]
+fn archives_that_lie_are_refused() {
+    let mut bomb = member("m/data.pkl", &[0; 64]);
+    bomb.method = 8;
+    assert!(look(zip(&[bomb])).unwrap_err().to_string().contains("compressed"));
+    let mut twin = member("m/data/1", &floats(6));
+    twin.fake_header = Some(0);
+    assert!(look(zip(&[member("m/data.pkl", b"\x80\x02}."), twin])).is_err());
+    let real = std::fs::read(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../testdata/doctor/dynamic-legacy/quantized_model.pt"
+    ));
+    let real = real.unwrap();
+    for n in (0..real.len()).step_by(53) {
+        assert!(look(real[..n].to_vec()).is_err(), "cut at {n}");
+    }
+}
+
+#[test]
+fn shaken_files_are_answered() {
+    for case in ["dynamic-legacy", "module", "dynamic-embedding-4bit", "torchscript-script"] {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/doctor").join(case);
+        let file = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .find(|p| p.extension().is_some_and(|e| e == "pt"));
+        let whole = std::fs::read(file.unwrap()).unwrap();
+        let mut noise = Noise(0x2545_F491_4F6C_DD1D);
+        for _ in 0..1500 {
+            let mut file = whole.clone();
+            for _ in 0..1 + noise.below(3) {
+                let at = noise.below(file.len().min(16_000));
+                file[at] = noise.next() as u8;
+            }
+            let _ = look(file);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What causes each finding, and the right way.
+
+/// The line of PyTorch that causes the finding called `name`, and the cure.
+pub fn of(name: &str) -> (&'static str, &'static str) {
+    match name {
+        "nothing-quantized" => (
+            "for layer in model.deberta.encoder.layer: layer = quantize_dynamic(layer, {nn.Linear})   \
+             # binds a local name; the model keeps its float layers. (dtype=torch.float16 also stores float32.)",
+            "model.deberta.encoder.layer[i] = quantize_dynamic(...), or quantize_dynamic(model, {nn.Linear}, \
+             dtype=torch.qint8). Here: qberta quantize MODEL -o OUT, with --skip for layers to keep in float",
+        ),
+        "observers-left" => (
+            "prepare(model); calibrate(model); torch.save(model.state_dict())   # convert was left out or raised",
+            "the weights are still the float ones: qberta doctor FILE --base CHECKPOINT --rescue OUT, then \
+             qberta quantize. In PyTorch: convert(model.eval(), inplace=True), embeddings with qconfig = None",
+        ),
+        "fake-quant-left" => (
+            "prepare_qat(model); train(model); torch.save(model.state_dict())   # without convert(model.eval())",
+            "the weights are the trained float ones: qberta doctor FILE --base CHECKPOINT --rescue OUT keeps them; \
+             qberta quantize makes int8 of the result",
+        ),
+        "never-calibrated" => (
+            "prepare(model); convert(model)   # no forward pass in between, so every activation scale is 1",
+            "run a hundred real inputs between prepare and convert. qberta quantize needs none: activations are \
+             quantized per token while running; weights of this file are kept by --rescue",
+        ),
+        "infinite-range" => (
+            "an observer whose module is never called in forward (rel_embeddings is read as .weight, a QuantStub \
+             that forward skips): min_val stays inf, max_val -inf",
+            "set qconfig = None on modules that forward does not call; ranges of other modules are not affected",
+        ),
+        "observer-disabled" => (
+            "model.apply(disable_observer)   # or disable_fake_quant: ranges no longer follow the weights",
+            "disable observers for the last epochs only, call enable_fake_quant, then convert(model.eval())",
+        ),
+        "packed-params" => (
+            "torch.save(quantized.state_dict())   # the keys *._packed_params exist in quantized modules only",
+            "load into a skeleton: q = quantize_dynamic(FloatModel(config), {nn.Linear}); q.load_state_dict(sd). \
+             Never strict=False. Or: qberta doctor FILE --base CHECKPOINT --rescue OUT",
+        ),
+        "embeddings-float" => (
+            "quantize_dynamic(model, {nn.Linear})   # leaves nn.Embedding in float32",
+            "qconfig_spec={nn.Linear: default_dynamic_qconfig, nn.Embedding: float_qparams_weight_only_qconfig}. \
+             qberta quantize stores the word table as int8 rows by default",
+        ),
+        "quantized-layernorm" => (
+            "model.qconfig = get_default_qconfig('fbgemm'); convert(model)   # LayerNorm then wants quantized \
+             input, and gets float: Could not run 'quantized::layer_norm'",
+            "for m in model.modules(): if isinstance(m, nn.LayerNorm): m.qconfig = None. qberta keeps LayerNorm in \
+             float; --rescue keeps this file's weights",
+        ),
+        "pickled-module" => (
+            "torch.save(model, path)   # needs the same classes and versions to load, and executes the file",
+            "torch.save(model.state_dict(), path). The weights in this file can be rescued without loading it: \
+             qberta doctor FILE --base CHECKPOINT --rescue OUT",
+        ),
+        "torchscript" => (
+            "torch.jit.save(torch.jit.trace(model, x), path)   # a program; DeBERTa's own functions do not export",
+            "torch.save(model.state_dict(), path), or qberta quantize on the float checkpoint",
+        ),
+        "nameless-weights" => (
+            "convert_pt2e(prepare_pt2e(exported, quantizer)).state_dict()   # int8 weights are constants of the \
+             graph; which layer they belong to is only in the graph",
+            "torch.export.save(program, path) keeps both; from here only qberta quantize on the float checkpoint",
+        ),
+        "missing-head" => (
+            "torch.save(model.deberta.state_dict())   # or a filtered dict: pooler and classifier are not in it, \
+             and loading initialises them at random",
+            "save the state_dict of the whole model; --rescue with --base takes the head from the base and says so",
+        ),
+        "wrong-head" => (
+            "a state dict of another task or number of labels than config.json says",
+            "load with the class and num_labels it was trained with; pass that checkpoint as --base",
+        ),
+        "non-finite-scale" => (
+            "quantizing a weight that holds NaN or infinity, or observers that saw them",
+            "find the layer in the float model before quantizing; --rescue takes these modules from the base",
+        ),
+        "zero-scale" => (
+            "a scale of 0: every number of the channel becomes 0, or infinity when quantized again",
+            "give observers an eps, or leave channels of zeros at scale 1; --rescue takes these modules from the base",
+        ),
+        "non-finite-value" => (
+            "training diverged or a half-precision weight overflowed before it was saved",
+            "go back to an earlier checkpoint; such weights cannot be quantized",
+        ),
+        "saturated-channels" => (
+            "weights quantized with a stale scale: most codes of a channel are the lowest or the highest",
+            "recompute scales after the last change of the weights (convert after training, observers on); \
+             --rescue takes these modules from the base",
+        ),
+        "tied-twice" => (
+            "a clone or quantize_dynamic breaks the tie of decoder and word embeddings: one matrix, two copies",
+            "leave the decoder out of quantization, call model.tie_weights() and save once. qberta stores it once",
+        ),
+        "tied-missing" => (
+            "del sd['cls.predictions.decoder.weight']   # load_state_dict(strict=True) misses it",
+            "call model.tie_weights() after loading with strict=False, or use from_pretrained; qberta reads the word \
+             table in its place",
+        ),
+        "oversized-storage" => (
+            "sd[k] = big[1000:1048]   # torch.save writes the whole storage that a view belongs to",
+            "sd[k] = sd[k].clone() before saving; qberta writes what a tensor needs",
+        ),
+        "reduce-range" => (
+            "get_default_qconfig('fbgemm')   # seven bits (reduce_range) so that old x86 instructions do not \
+             overflow; qnnpack uses eight, so results differ between engines",
+            "qconfig without reduce_range on CPUs with VNNI. qberta always uses eight bits and gives the same bits on \
+             every CPU",
+        ),
+        "unfinished-save" => (
+            "torch.save(prepared_model, path)   # raises Can't pickle local object, and leaves an empty archive",
+            "torch.save(model.state_dict(), path); there is nothing to rescue in this file",
+        ),
+        "onnx-graph" => (
+            "an ONNX file is a graph with its weights; doctor identifies it and does not read its tensors",
+            "run qberta quantize on the checkpoint it was exported from",
+        ),
+        "artefact-damaged" => (
+            "the artefact changed after it was written, or was not copied completely",
+            "copy it again, or make it again with qberta quantize",
+        ),
+        _ => ("", ""),
+    }
+}

@@ -1,0 +1,195 @@
+//! A path to named entries, whatever the container. Nothing is executed.
+
+use qberta_kernels::mapped::Bytes;
+use qberta_model::{Error, Result};
+use qberta_store::checkpoint::{Checkpoint, WEIGHT_FILES};
+use qberta_store::load::CONFIG;
+use qberta_store::torch::inspect::{Format, Root, StorageUse};
+use qberta_store::torch::{self, Container, Entry, zip};
+use qberta_store::{manifest, safetensors};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How the file is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A PyTorch file.
+    Torch(Format),
+    /// A PyTorch archive whose writing stopped before there was anything in it.
+    Unfinished,
+    /// A safetensors file.
+    Safetensors,
+    /// A Hugging Face directory.
+    Directory,
+    /// A directory that qberta wrote.
+    Artefact,
+    /// An ONNX graph.
+    Onnx,
+}
+
+impl Form {
+    /// For people.
+    pub fn describe(&self) -> &'static str {
+        match self {
+            Form::Torch(Format::Zip) => "PyTorch archive",
+            Form::Torch(Format::Legacy) => "PyTorch file in the format of before 1.6",
+            Form::Torch(Format::Script) => "TorchScript archive",
+            Form::Unfinished => "PyTorch archive without content",
+            Form::Safetensors => "safetensors file",
+            Form::Directory => "Hugging Face directory",
+            Form::Artefact => "qberta artefact",
+            Form::Onnx => "ONNX graph",
+        }
+    }
+}
+
+/// A file as it was read.
+#[derive(Debug)]
+pub struct Subject {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// How it is stored.
+    pub form: Form,
+    /// What a PyTorch file was made from.
+    pub root: Root,
+    /// Everything it names.
+    pub entries: BTreeMap<String, Entry>,
+    /// Classes of modules, for files that hold modules.
+    pub modules: BTreeMap<String, String>,
+    /// Versions of modules, where a state dict keeps them.
+    pub versions: BTreeMap<String, i64>,
+    /// How storages are used.
+    pub storages: Vec<StorageUse>,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// `quantization_config` of a directory, or operators of an ONNX graph that quantize.
+    pub quantized_by: Option<String>,
+    /// The weight files.
+    pub files: Vec<PathBuf>,
+}
+
+impl Subject {
+    fn new(path: &Path, form: Form, bytes: u64) -> Subject {
+        Subject {
+            path: path.to_owned(),
+            form,
+            root: Root::StateDict,
+            entries: BTreeMap::new(),
+            modules: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            storages: Vec::new(),
+            bytes,
+            quantized_by: None,
+            files: vec![path.to_owned()],
+        }
+    }
+}
+
+/// Reads `path`.
+///
+/// Errors: whatever keeps the file from being read; a pickle that would run code, named.
+pub fn read(path: &Path) -> Result<Subject> {
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io("cannot open", path.display(), &e))?;
+    if metadata.is_dir() {
+        return directory(path);
+    }
+    if !metadata.is_file() {
+        return Err(Error::input("not a file").at(path.display()));
+    }
+    let file = Bytes::map(path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
+    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    match torch::container(&file) {
+        Container::Zip if unfinished(&file) => Ok(Subject::new(path, Form::Unfinished, metadata.len())),
+        Container::Zip | Container::Legacy => torch_file(path, &file),
+        Container::Other if is_onnx(&file, &extension) => {
+            let mut subject = Subject::new(path, Form::Onnx, metadata.len());
+            subject.quantized_by = quantizing_operator(&file);
+            Ok(subject)
+        }
+        Container::Other if file.get(8) == Some(&b'{') || extension == "safetensors" => {
+            let tensors = safetensors::read_bytes(&file).map_err(|e| e.at(path.display()))?;
+            let mut subject = Subject::new(path, Form::Safetensors, metadata.len());
+            subject.entries = plain(tensors);
+            Ok(subject)
+        }
+        // Its messages know what lands on disks in place of weights.
+        Container::Other => {
+            let checkpoint = Checkpoint::open(path)?;
+            let mut subject = Subject::new(path, Form::Safetensors, metadata.len());
+            subject.entries = plain(checkpoint.tensors);
+            Ok(subject)
+        }
+    }
+}
+
+fn torch_file(path: &Path, file: &Bytes) -> Result<Subject> {
+    let read = torch::inspect::inspect_bytes(file).map_err(|e| e.at(path.display()))?;
+    if let Some(refused) = read.refused {
+        return Err(refused.at(path.display()));
+    }
+    let mut subject = Subject::new(path, Form::Torch(read.format), read.bytes);
+    subject.root = read.root;
+    subject.entries = read.entries;
+    subject.modules = read.modules;
+    subject.versions = read.versions;
+    subject.storages = read.storages;
+    Ok(subject)
+}
+
+fn directory(path: &Path) -> Result<Subject> {
+    // One PyTorch file is looked into, since it may hold what a loader refuses.
+    let weights = WEIGHT_FILES.iter().map(|n| path.join(n)).find(|p| p.exists());
+    let mut subject = match weights {
+        Some(file) if file.extension().is_some_and(|e| e == "bin") => read(&file)?,
+        _ => {
+            let checkpoint = Checkpoint::open(path)?;
+            let bytes = checkpoint.files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
+            let mut subject = Subject::new(path, Form::Directory, bytes);
+            subject.entries = plain(checkpoint.tensors);
+            subject.files = checkpoint.files;
+            subject
+        }
+    };
+    subject.path = path.to_owned();
+    if path.join(manifest::NAME).exists() {
+        subject.form = Form::Artefact;
+    } else if subject.form != Form::Unfinished && path.join(CONFIG).is_file() {
+        subject.form = Form::Directory;
+        let config = qberta_store::load::read_config(path)?;
+        subject.quantized_by = config
+            .get("quantization_config")
+            .and_then(|q| q.get("quant_method"))
+            .map(|m| m.as_str().map_or_else(|| m.to_string(), str::to_owned));
+    }
+    Ok(subject)
+}
+
+fn plain(tensors: BTreeMap<String, qberta_store::Tensor>) -> BTreeMap<String, Entry> {
+    tensors.into_iter().map(|(n, tensor)| (n.clone(), Entry::Tensor { tensor, storage: n })).collect()
+}
+
+/// An archive of torch.save that holds its version and nothing to load.
+fn unfinished(file: &Bytes) -> bool {
+    let Ok(archive) = zip::Archive::open(file) else { return false };
+    let has = |end: &str| archive.names().any(|n| n.ends_with(end));
+    has("/version") && !has("/data.pkl")
+}
+
+/// An ONNX file is a protobuf message that opens with its version (field 1, a small number).
+fn is_onnx(file: &[u8], extension: &str) -> bool {
+    let opens =
+        matches!(file, [0x08, version, tag, ..] if *version < 32 && matches!(tag, 0x12 | 0x1a | 0x22 | 0x3a));
+    opens
+        && (extension == "onnx"
+            || file[..file.len().min(256)].windows(4).any(|w| w == b"onnx" || w == b"torc"))
+}
+
+/// The name of an operator that quantizes, if the graph has one near its beginning or end.
+fn quantizing_operator(file: &[u8]) -> Option<String> {
+    const WINDOW: usize = 16 << 20;
+    let ends = [&file[..file.len().min(WINDOW)], &file[file.len().saturating_sub(WINDOW)..]];
+    ["DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "DequantizeLinear"]
+        .into_iter()
+        .find(|name| ends.iter().any(|part| part.windows(name.len()).any(|w| w == name.as_bytes())))
+        .map(str::to_owned)
+}

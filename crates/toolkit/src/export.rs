@@ -1,0 +1,144 @@
+//! Back out again: an artefact or a checkpoint as plain float32, for transformers or for torch.
+
+use crate::doctor::weights::to_float;
+use crate::hf_config::artefact_config;
+use crate::plan::Plan;
+use crate::quantize::{WEIGHTS, companions};
+use qberta_kernels::Context;
+use qberta_model::{Error, Result};
+use qberta_store::atomic::{Staging, check_target};
+use qberta_store::layout::{self, Role};
+use qberta_store::load::CONFIG;
+use qberta_store::{Source, Tensor, safetensors, torch};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A directory that `from_pretrained` loads.
+    HuggingFace,
+    /// A state dict that `torch.load(weights_only=True)` loads.
+    Torch,
+}
+
+impl Target {
+    /// Every target by its name.
+    pub const ALL: [(Target, &'static str); 2] =
+        [(Target::HuggingFace, "huggingface"), (Target::Torch, "torch")];
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Int8 weights that were multiplied out.
+    pub dequantized: usize,
+    /// Size in bytes.
+    pub bytes: u64,
+}
+
+/// Writes the model at `model` to `out`, as float32.
+///
+/// Errors: an unusable model, a target that exists, a file that reads back differently. On every error the
+/// target is as it was before.
+pub fn export(model: &Path, out: &Path, target: Target, cx: &Context) -> Result<Exported> {
+    check_target(out)?;
+    let source = Source::open(model, None)?;
+    let used = source.load(cx)?.account.used;
+    let mut read: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (name, tensor) in &source.tensors {
+        if used.contains(name) {
+            read.insert(name.clone(), tensor.clone());
+        }
+    }
+    let tensors = to_float(&read)?;
+    let dequantized = read.len() - tensors.len();
+    let (count, bytes) = match target {
+        Target::HuggingFace => directory(&source, tensors, out)?,
+        Target::Torch => state_dict(&source, tensors, out)?,
+    };
+    Ok(Exported { tensors: count, dequantized, bytes })
+}
+
+fn directory(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path) -> Result<(usize, u64)> {
+    let mut config = artefact_config(&source.config, &source.arch, &Plan::new());
+    config.remove("quantization_config");
+    let own = |m: &layout::Module| {
+        matches!(m.role, Role::Vocabulary { .. }) && tensors.contains_key(&format!("{}.weight", m.name))
+    };
+    if layout::modules(&source.arch).iter().any(own) {
+        // A decoder of its own, which from_pretrained would otherwise replace by the word table.
+        config.insert("tie_word_embeddings".into(), false.into());
+        repeat(source, &mut tensors);
+    }
+    let mut text =
+        serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
+    text.push(b'\n');
+    let staging = Staging::begin(out)?;
+    let weights = safetensors::write(&tensors)?;
+    staging.write(WEIGHTS, &weights)?;
+    staging.write(CONFIG, &text)?;
+    let mut bytes = (weights.len() + text.len()) as u64;
+    for name in companions(&source.dir) {
+        let path = source.dir.join(&name);
+        let content = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
+        staging.write(&name, &content)?;
+        bytes += content.len() as u64;
+    }
+    let again = Source::open(staging.path(), None)?;
+    compare(&tensors, &again.tensors, out)?;
+    staging.publish()?;
+    Ok((tensors.len(), bytes))
+}
+
+fn state_dict(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path) -> Result<(usize, u64)> {
+    repeat(source, &mut tensors);
+    let bytes = torch::write(&tensors)?;
+    // The file is written and read back in a directory of its own, then linked: a link never overwrites.
+    let staging = Staging::begin(out)?;
+    const NAME: &str = "state_dict.pt";
+    staging.write(NAME, &bytes)?;
+    let place = staging.path().join(NAME);
+    compare(&tensors, &torch::read(&place)?.tensors, out)?;
+    std::fs::hard_link(&place, out).map_err(|e| {
+        Error::io("cannot move the finished file into place", out.display(), &e)
+            .hint("the directory must be on a file system with hard links, and the name free")
+    })?;
+    Ok((tensors.len(), bytes.len() as u64))
+}
+
+/// The names under which transformers' own state dict repeats the word table and the head's bias.
+fn repeat(source: &Source, tensors: &mut BTreeMap<String, Tensor>) {
+    let modules = layout::modules(&source.arch);
+    let word = modules.iter().find(|m| m.name.ends_with("embeddings.word_embeddings"));
+    let Some((decoder, Role::Vocabulary { bias, .. })) =
+        modules.iter().find(|m| matches!(m.role, Role::Vocabulary { .. })).map(|m| (&m.name, &m.role))
+    else {
+        return;
+    };
+    let weight = format!("{decoder}.weight");
+    if let (false, Some(word)) = (
+        tensors.contains_key(&weight),
+        word.and_then(|w| tensors.get(&format!("{}.weight", w.name)).cloned()),
+    ) {
+        tensors.insert(weight, word);
+    }
+    // The decoder shares the bias of its head.
+    if let Some(value) = bias.iter().find_map(|b| tensors.get(b).cloned()) {
+        for name in bias {
+            tensors.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+}
+
+fn compare(wrote: &BTreeMap<String, Tensor>, read: &BTreeMap<String, Tensor>, out: &Path) -> Result<()> {
+    match wrote.iter().find(|(n, t)| read.get(*n) != Some(t)) {
+        None if wrote.len() == read.len() => Ok(()),
+        other => Err(Error::mismatch("what was written reads back differently")
+            .at(other.map_or("", |(n, _)| n.as_str()))
+            .at(format!("{} (not written)", out.display()))
+            .hint("please report this")),
+    }
+}
