@@ -10,6 +10,7 @@ use qberta::runtime::Tokenizer;
 use qberta::runtime::tokenize::parse_spm;
 use qberta::store::load::parse_config;
 use qberta::store::manifest::Manifest;
+use qberta::store::torch::Entry;
 use qberta::store::{safetensors as format, torch};
 use qberta::{Context, Isa, Row, Task};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,12 +54,41 @@ pub fn safetensors(data: &[u8]) {
     );
 }
 
-/// A PyTorch zip with its pickle.
+/// A PyTorch file, zip or legacy: to weights as `quantize` reads them, and looked into as `doctor` does.
 pub fn torch_bin(data: &[u8]) {
-    if let Ok(state) = torch::read_bytes(&Bytes::from(data.to_vec())) {
+    let file = Bytes::from(data.to_vec());
+    let state = torch::read_bytes(&file);
+    if let Ok(state) = &state {
         for tensor in state.tensors.values() {
             let _ = tensor.to_f32();
         }
+        let written = torch::write(&state.tensors).expect("what was read can be written");
+        let again = torch::read_bytes(&Bytes::from(written)).expect("what was written can be read");
+        assert!(again.tensors == state.tensors, "tensors changed on the way");
+    }
+    match (torch::inspect::inspect_bytes(&file), state) {
+        (Ok(seen), state) => {
+            for entry in seen.entries.values() {
+                dequantize(entry);
+            }
+            // What is weights for one is weights for the other.
+            for (name, tensor) in state.into_iter().flat_map(|s| s.tensors) {
+                match &seen.entries[&name] {
+                    Entry::Tensor { tensor: other, .. } => assert!(other == &tensor, "{name}"),
+                    other => panic!("{name}: {other:?}"),
+                }
+            }
+        }
+        (Err(why), Ok(_)) => panic!("weights that cannot be looked into: {why}"),
+        (Err(_), Err(_)) => {}
+    }
+}
+
+fn dequantize(entry: &Entry) {
+    match entry {
+        Entry::Quantized(q) => assert_eq!(q.dequantize().len(), q.codes.elements()),
+        Entry::Packed { weight, .. } => dequantize(weight),
+        _ => {}
     }
 }
 

@@ -37,6 +37,17 @@ fn main() -> Result<(), Box<dyn Error>> {
             rows += 1;
         }
     }
+    // Of the doctor's files those with every kind of value, short enough to mutate well.
+    for entry in std::fs::read_dir(testdata.join("doctor"))? {
+        let dir = entry?.path();
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for file in ["quantized_model.pt", "qat_model.pt", "model.pt", "observers.pt", "pytorch_model.bin"] {
+            match std::fs::read(dir.join(file)) {
+                Ok(bytes) if bytes.len() <= 64 << 10 => put("torch_bin", &format!("doctor-{name}"), &bytes)?,
+                _ => {}
+            }
+        }
+    }
     for (case, file, target) in [
         ("v3-spm-small", "spm.model", "spm"),
         ("xlmr-spm", "sentencepiece.bpe.model", "spm"),

@@ -69,6 +69,10 @@ fn print(args: &DoctorArgs, diagnosis: &Diagnosis, world: &World) {
         ("form", format!("{}, {}", diagnosis.form, bytes(diagnosis.bytes))),
         ("made by", diagnosis.recipe.clone()),
     ]));
+    if !diagnosis.unread.is_empty() {
+        let (read, unread) = (diagnosis.files.join(", "), diagnosis.unread.join(", "));
+        screen.line(format!("\nRead: {read}. Also there and not read: {unread}"));
+    }
     for (title, findings) in [("problem", &diagnosis.findings), ("note", &diagnosis.notes)] {
         for finding in findings {
             print_finding(title, finding, world);

@@ -4,6 +4,7 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use qberta_model::{Error, Kind};
 use qberta_toolkit::Progress;
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -23,7 +24,7 @@ impl Screen {
     /// Prints a line of results. A reader that went away (`| head`) is not an error.
     pub fn line(&self, text: impl AsRef<str>) {
         self.finish();
-        let _ = writeln!(std::io::stdout(), "{}", text.as_ref());
+        let _ = writeln!(std::io::stdout(), "{}", tame(text.as_ref()));
     }
 
     /// Prints a value as JSON.
@@ -56,9 +57,9 @@ impl Screen {
             );
         }
         let mut err = std::io::stderr();
-        let _ = writeln!(err, "error: {error}");
+        let _ = writeln!(err, "error: {}", tame(&error.to_string()));
         if let Some(hint) = error.advice() {
-            let _ = writeln!(err, " hint: {hint}");
+            let _ = writeln!(err, " hint: {}", tame(hint));
         }
     }
 
@@ -70,6 +71,19 @@ impl Screen {
             bar.finish_and_clear();
         }
     }
+}
+
+/// The text without characters that a terminal would obey: names in it may come from a file.
+fn tame(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let mut tamed = String::with_capacity(text.len());
+    for c in text.chars() {
+        if obeyed(c) { tamed.extend(c.escape_default()) } else { tamed.push(c) }
+    }
+    Cow::Owned(tamed)
 }
 
 impl Progress for Screen {

@@ -1,4 +1,4 @@
-//! A directory that appears whole or not at all: written beside its target, synced, proven, renamed.
+//! A directory or file that appears whole or not at all: written beside its target, synced, proven, renamed.
 
 use qberta_model::{Error, Result};
 use std::fs::{self, File};
@@ -45,6 +45,14 @@ impl Staging {
         Ok(staging)
     }
 
+    /// Prepares to write the single file `target`, which must not exist.
+    ///
+    /// Errors: those of [`Staging::begin`], and a directory in its place.
+    pub fn begin_file(target: &Path) -> Result<Staging> {
+        check_file_target(target)?;
+        Staging::begin(target)
+    }
+
     /// The directory under construction.
     pub fn path(&self) -> &Path {
         &self.path
@@ -78,6 +86,21 @@ impl Staging {
         self.path = PathBuf::new(); // published: nothing left to remove
         Ok(())
     }
+
+    /// Moves the finished file `name` of a staging begun with [`Staging::begin_file`] into place. The name
+    /// is taken with an empty file first, which fails where there is one already: nothing is overwritten.
+    pub fn publish_file(self, name: &str) -> Result<()> {
+        check_file_target(&self.target)?;
+        let io = |e: std::io::Error| {
+            Error::io("cannot move the finished file into place", self.target.display(), &e)
+        };
+        File::create_new(&self.target).map_err(io)?;
+        fs::rename(self.path.join(name), &self.target).map_err(|e| {
+            let _ = fs::remove_file(&self.target); // the empty one
+            io(e)
+        })?;
+        sync_dir(&parent_of(&self.target)).map_err(io)
+    }
 }
 
 impl Drop for Staging {
@@ -103,6 +126,20 @@ pub fn check_target(target: &Path) -> Result<()> {
             Err(Error::input("output exists and is not a directory").at(target.display()))
         }
         Err(e) => Err(Error::io("cannot look at the output directory", target.display(), &e)),
+    }
+}
+
+/// The error for an output file whose name is taken.
+pub fn check_file_target(target: &Path) -> Result<()> {
+    match fs::symlink_metadata(target) {
+        Ok(found) => {
+            let what = if found.is_dir() { "output file is a directory" } else { "output file exists" };
+            Err(Error::input(what)
+                .at(target.display())
+                .hint("choose another name or remove this one; nothing is ever overwritten"))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("cannot look at the output file", target.display(), &e)),
     }
 }
 
@@ -160,6 +197,27 @@ mod tests {
         staging.write("a", b"1").unwrap();
         drop(staging);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_appears_whole_and_overwrites_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out.pt");
+        let (staging, late) = (Staging::begin_file(&out).unwrap(), dir.path().join("late.pt"));
+        staging.write("a", b"1").unwrap();
+        assert!(!out.exists());
+        staging.publish_file("a").unwrap();
+        assert_eq!(fs::read(&out).unwrap(), b"1");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing but the result is left");
+        assert!(Staging::begin_file(&out).unwrap_err().to_string().contains("exists"));
+        assert!(Staging::begin_file(dir.path()).unwrap_err().to_string().contains("is a directory"));
+        // Somebody else took the name in the meantime.
+        let staging = Staging::begin_file(&late).unwrap();
+        staging.write("a", b"1").unwrap();
+        fs::write(&late, b"theirs").unwrap();
+        assert!(staging.publish_file("a").is_err());
+        assert_eq!(fs::read(&late).unwrap(), b"theirs");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -219,7 +219,7 @@ fn check_layout(entries: &BTreeMap<String, Entry>, data_len: usize) -> Result<()
 }
 
 /// A name from a file, made safe to print: quoted, escaped, and cut to a line.
-pub(crate) fn show(name: &str) -> String {
+pub fn show(name: &str) -> String {
     const LONGEST: usize = 120;
     let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if name.chars().nth(LONGEST).is_some() {

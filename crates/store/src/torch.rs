@@ -7,6 +7,7 @@
 //! [`state_dict`] (values → tensors), or [`inspect`](mod@inspect) (values → whatever the file is).
 //! Invariant: no bytes of the file are ever executed, and time and memory stay proportional to the file.
 
+mod crc32;
 pub mod entry;
 pub mod globals;
 pub mod inspect;

@@ -37,6 +37,10 @@ pub struct Diagnosis {
     pub recipe: String,
     /// Size in bytes.
     pub bytes: u64,
+    /// Names of the files that were read.
+    pub files: Vec<String>,
+    /// Names of files beside them that may hold a model and were not read.
+    pub unread: Vec<String>,
     /// Whether nothing is wrong.
     pub sound: bool,
     /// What is wrong.
@@ -98,6 +102,8 @@ pub fn diagnose(path: &Path, base: Option<&Path>, cx: &Context) -> Result<Diagno
         form: subject.form.describe().to_owned(),
         recipe: recipe::name(&view),
         bytes: subject.bytes,
+        files: names(&subject),
+        unread: subject.unread.clone(),
         sound: findings.is_empty(),
         findings,
         notes,
@@ -119,12 +125,19 @@ fn artefact(subject: &Subject, cx: &Context) -> Result<Diagnosis> {
         form: subject.form.describe().to_owned(),
         recipe: "qberta artefact".to_owned(),
         bytes: subject.bytes,
+        files: names(&subject),
+        unread: subject.unread.clone(),
         sound: findings.is_empty(),
         findings,
         notes: Vec::new(),
         tensors: rows(&view),
         left_random: Vec::new(),
     })
+}
+
+fn names(subject: &Subject) -> Vec<String> {
+    let name = |p: &PathBuf| Some(p.file_name()?.to_string_lossy().into_owned());
+    subject.files.iter().filter_map(name).collect()
 }
 
 fn rows(view: &View<'_>) -> Vec<Row> {

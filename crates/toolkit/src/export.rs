@@ -6,7 +6,7 @@ use crate::plan::Plan;
 use crate::quantize::{WEIGHTS, companions};
 use qberta_kernels::Context;
 use qberta_model::{Error, Result};
-use qberta_store::atomic::{Staging, check_target};
+use qberta_store::atomic::{Staging, check_file_target, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
 use qberta_store::{Source, Tensor, safetensors, torch};
@@ -44,7 +44,10 @@ pub struct Exported {
 /// Errors: an unusable model, a target that exists, a file that reads back differently. On every error the
 /// target is as it was before.
 pub fn export(model: &Path, out: &Path, target: Target, cx: &Context) -> Result<Exported> {
-    check_target(out)?;
+    match target {
+        Target::HuggingFace => check_target(out)?,
+        Target::Torch => check_file_target(out)?,
+    }
     let source = Source::open(model, None)?;
     let used = source.load(cx)?.account.used;
     let mut read: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -96,16 +99,11 @@ fn directory(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path)
 fn state_dict(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path) -> Result<(usize, u64)> {
     repeat(source, &mut tensors);
     let bytes = torch::write(&tensors)?;
-    // The file is written and read back in a directory of its own, then linked: a link never overwrites.
-    let staging = Staging::begin(out)?;
+    let staging = Staging::begin_file(out)?;
     const NAME: &str = "state_dict.pt";
     staging.write(NAME, &bytes)?;
-    let place = staging.path().join(NAME);
-    compare(&tensors, &torch::read(&place)?.tensors, out)?;
-    std::fs::hard_link(&place, out).map_err(|e| {
-        Error::io("cannot move the finished file into place", out.display(), &e)
-            .hint("the directory must be on a file system with hard links, and the name free")
-    })?;
+    compare(&tensors, &torch::read(&staging.path().join(NAME))?.tensors, out)?;
+    staging.publish_file(NAME)?;
     Ok((tensors.len(), bytes.len() as u64))
 }
 

@@ -1,9 +1,10 @@
 //! What [`super::inspect`](mod@super::inspect) finds in a file, and the arithmetic of quantized tensors.
 
 use super::globals::{QDtype, QScheme};
+use super::zip::Damaged;
 use crate::tensor::{Dtype, Tensor};
 use qberta_model::Error;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a PyTorch file holds.
 #[derive(Debug)]
@@ -24,8 +25,19 @@ pub struct TorchFile {
     pub refused: Option<Error>,
     /// Storages that tensors view: key, bytes stored, bytes that some tensor views, name of a tensor.
     pub storages: Vec<StorageUse>,
+    /// What changed since the file was written, as far as its checksums tell.
+    pub damage: Vec<Damage>,
     /// Size of the file in bytes.
     pub bytes: u64,
+}
+
+/// A member of the archive whose bytes are not those that were written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The member and both checksums.
+    pub member: Damaged,
+    /// Names of the entries that read it.
+    pub entries: BTreeSet<String>,
 }
 
 /// How a PyTorch file is stored.

@@ -19,7 +19,7 @@ use qberta_model::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-pub use super::entry::{Entry, Format, Quantized, Root, StorageUse, TorchFile};
+pub use super::entry::{Damage, Entry, Format, Quantized, Root, StorageUse, TorchFile};
 
 /// Most values visited while unfolding; sharing could otherwise unfold a small file without end.
 pub const MAX_VISITS: usize = 1 << 20;
@@ -42,40 +42,67 @@ pub fn inspect_bytes(file: &Bytes) -> Result<TorchFile> {
         Container::Legacy => {
             let stream = legacy::open(file, true)?;
             let member = |key: &str| stream.storages.get(key).cloned();
-            unfold(&stream.values, stream.foreign, member, file.len(), Format::Legacy)
+            // The old format keeps no checksums.
+            unfold(&stream.values, stream.foreign, member, BTreeMap::new(), (file.len(), Format::Legacy))
         }
         Container::Other => Err(super::not_a_checkpoint(file)),
         Container::Zip => {
             let archive = zip::Archive::open(file)?;
-            let script = archive.names().any(|n| {
-                n.split_once('/')
-                    .is_some_and(|(_, rest)| rest == "constants.pkl" || rest.starts_with("code/"))
-            });
-            let root = root(&archive)?;
-            super::check_byte_order(&archive, &root)?;
-            let pickle = archive
-                .member(&format!("{root}/data.pkl"))
-                .ok_or_else(|| Error::unsupported("data.pkl is compressed; torch stores it as it is"))?;
-            if pickle.len() > MAX_PICKLE_BYTES {
-                return Err(Error::unsupported("pickle is too long").found(pickle.len()));
-            }
-            let (values, end, foreign) = vm::look(&pickle).map_err(|e| e.at("data.pkl"))?;
-            if end != pickle.len() {
-                return Err(Error::corrupt("pickle has bytes after its end").found(pickle.len() - end));
-            }
-            let member = |key: &str| archive.member(&format!("{root}/data/{key}"));
-            let format = if script { Format::Script } else { Format::Zip };
-            unfold(&values, foreign, member, file.len(), format)
+            let damaged = archive.damaged();
+            inspect_archive(&archive, &damaged, file.len()).map_err(|e| match damaged.first() {
+                Some(d) => e.hint(format!(
+                    "the checksum of {} is {:08x} and was {:08x} when it was written; copy the file again",
+                    show(&d.name),
+                    d.found,
+                    d.recorded
+                )),
+                None => e,
+            })
         }
     }
 }
 
+fn inspect_archive(
+    archive: &zip::Archive,
+    damaged: &[zip::Damaged],
+    file_len: usize,
+) -> Result<TorchFile> {
+    let script = archive.names().any(|n| {
+        n.split_once('/')
+            .is_some_and(|(_, rest)| rest == "constants.pkl" || rest.starts_with("code/"))
+    });
+    let root = root(archive)?;
+    super::check_byte_order(archive, &root)?;
+    let pickle = archive
+        .member(&format!("{root}/data.pkl"))
+        .ok_or_else(|| Error::unsupported("data.pkl is compressed; torch stores it as it is"))?;
+    if pickle.len() > MAX_PICKLE_BYTES {
+        return Err(Error::unsupported("pickle is too long").found(pickle.len()));
+    }
+    let (values, end, foreign) = vm::look(&pickle).map_err(|e| e.at("data.pkl"))?;
+    if end != pickle.len() {
+        return Err(Error::corrupt("pickle has bytes after its end").found(pickle.len() - end));
+    }
+    let member = |key: &str| archive.member(&format!("{root}/data/{key}"));
+    let format = if script { Format::Script } else { Format::Zip };
+    let storages = format!("{root}/data/");
+    let damage = damaged
+        .iter()
+        .map(|d| {
+            let key = d.name.strip_prefix(&storages).unwrap_or(&d.name);
+            (key.to_owned(), Damage { member: d.clone(), entries: BTreeSet::new() })
+        })
+        .collect();
+    unfold(&values, foreign, member, damage, (file_len, format))
+}
+
+/// `damage` by the key of the storage, or the name of a member that is none.
 fn unfold(
     values: &Values,
     foreign: Foreign,
     member: impl Fn(&str) -> Option<Bytes>,
-    file_len: usize,
-    format: Format,
+    damage: BTreeMap<String, Damage>,
+    (file_len, format): (usize, Format),
 ) -> Result<TorchFile> {
     let mut walk = Walk {
         values,
@@ -84,11 +111,12 @@ fn unfold(
         modules: BTreeMap::new(),
         versions: BTreeMap::new(),
         storages: BTreeMap::new(),
+        damage,
         visits: 0,
         name_bytes: 0,
     };
     let root = walk.root()?;
-    let Walk { entries, modules, versions, storages, .. } = walk;
+    let Walk { entries, modules, versions, storages, damage, .. } = walk;
     let storages = storages
         .into_iter()
         .map(|(key, s)| {
@@ -105,6 +133,7 @@ fn unfold(
         globals: foreign.globals.into_iter().collect(),
         refused: foreign.refused,
         storages,
+        damage: damage.into_values().collect(),
         bytes: file_len as u64,
     })
 }
@@ -124,6 +153,7 @@ struct Walk<'v, F> {
     modules: BTreeMap<String, String>,
     versions: BTreeMap<String, i64>,
     storages: BTreeMap<String, Seen>,
+    damage: BTreeMap<String, Damage>,
     visits: usize,
     name_bytes: usize,
 }
@@ -137,11 +167,12 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
                 Ok(Root::Module(self.class(id)))
             }
             Value::Dict(pairs) => {
-                let wrapper = pairs.iter().find_map(|&(k, v)| {
-                    let key = self.values.text(k).filter(|k| WRAPPERS.contains(k))?;
-                    match self.values.get(v) {
-                        Value::Dict(inner) if inner.iter().any(|&(_, v)| self.is_weight(v)) => Some((key, v)),
-                        Value::Object { .. } => Some((key, v)),
+                // In the order of preference of [`super::state_dict`], so that both readers see the same weights.
+                let wrapper = WRAPPERS.iter().find_map(|w| {
+                    let (_, v) = pairs.iter().find(|(k, _)| self.values.text(*k) == Some(w))?;
+                    match self.values.get(*v) {
+                        Value::Dict(inner) if inner.iter().any(|&(_, v)| self.is_weight(v)) => Some((*w, *v)),
+                        Value::Object { .. } => Some((*w, *v)),
                         _ => None,
                     }
                 });
@@ -228,13 +259,7 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
                 return Err(Error::unsupported("file unfolds to too many values")
                     .expected(format!("at most {MAX_VISITS}")));
             }
-            let Some(text) = self.values.text(key) else {
-                if !module {
-                    let name = label(self.values, key);
-                    self.keep(name, Entry::Other(self.values.get(value).kind().to_owned()))?;
-                }
-                continue;
-            };
+            let Some(text) = self.values.text(key) else { continue };
             let name = if prefix.is_empty() { text.to_owned() } else { format!("{prefix}.{text}") };
             if self.is_weight(value) {
                 let entry = self.weight(&name, value)?;
@@ -261,6 +286,13 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
                 Value::Float(v) if !module || is_parameter(text) => self.keep(name, Entry::Scalar(*v))?,
                 _ if module => {}
                 other => self.keep(name, Entry::Other(other.kind().to_owned()))?,
+            }
+        }
+        // Keys that are numbers (an optimizer's) come last: a name may look like one.
+        for &(key, value) in pairs.iter().filter(|&&(k, _)| !module && self.values.text(k).is_none()) {
+            let name = label(self.values, key);
+            if !self.entries.contains_key(&name) {
+                self.keep(name, Entry::Other(self.values.get(value).kind().to_owned()))?;
             }
         }
         Ok(())
@@ -327,8 +359,14 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
         let Value::Tensor { storage, offset, .. } = self.values.get(id) else {
             return Ok((tensor, String::new()));
         };
-        let Value::Storage { key, dtype, elements, .. } = self.values.get(*storage) else {
-            return Ok((tensor, String::new()));
+        let key = self.note(name, *storage, (*offset, tensor.bytes().len()));
+        Ok((tensor, key))
+    }
+
+    /// Notes that `name` views so many bytes of a storage, from an offset in elements; returns its key.
+    fn note(&mut self, name: &str, storage: Id, view: (usize, usize)) -> String {
+        let Value::Storage { key, dtype, elements, .. } = self.values.get(storage) else {
+            return String::new();
         };
         let key = self.values.text(*key).unwrap_or_default();
         let bytes = (*elements as u64).saturating_mul(dtype.bytes() as u64);
@@ -337,13 +375,19 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
             example: name.to_owned(),
             views: BTreeSet::new(),
         });
-        seen.views.insert((*offset, tensor.bytes().len()));
-        Ok((tensor, key.to_owned()))
+        seen.views.insert(view);
+        if let Some(damage) = self.damage.get_mut(key) {
+            damage.entries.insert(name.to_owned());
+        }
+        key.to_owned()
     }
 
     fn quantized(&mut self, name: &str, codes: Id, quantizer: Quantizer) -> Result<Quantized> {
         let (dtype, codes) = match self.nibbles(codes).map_err(|e| e.at(show(name)))? {
-            Some(codes) => (QDtype::QUInt4, codes),
+            Some((codes, storage, bytes)) => {
+                self.note(name, storage, (0, bytes));
+                (QDtype::QUInt4, codes)
+            }
             None => {
                 let codes = self.tensor(name, codes)?.0;
                 let dtype = QDtype::of_codes(codes.dtype()).ok_or_else(|| {
@@ -382,8 +426,8 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
         })
     }
 
-    /// The codes of a tensor of half bytes, one byte each; `None` for other tensors.
-    fn nibbles(&self, id: Id) -> Result<Option<Tensor>> {
+    /// The codes of a tensor of half bytes, one byte each, with its storage and size; `None` for others.
+    fn nibbles(&self, id: Id) -> Result<Option<(Tensor, Id, usize)>> {
         let Value::Tensor { storage, offset, shape, .. } = self.values.get(id) else { return Ok(None) };
         let Value::Storage { nibbles: true, .. } = self.values.get(*storage) else { return Ok(None) };
         let (_, bytes) = self.builder.storage(*storage)?;
@@ -393,7 +437,7 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
             return Err(Error::corrupt("codes of four bits do not fill their storage"));
         }
         let codes = bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(count.unwrap_or(0)).collect::<Vec<u8>>();
-        Ok(Some(Tensor::new(Dtype::U8, shape.clone(), Bytes::from(codes))?))
+        Ok(Some((Tensor::new(Dtype::U8, shape.clone(), Bytes::from(codes))?, *storage, bytes.len())))
     }
 
     fn spend(&mut self, name: &str) -> Result<()> {

@@ -61,12 +61,14 @@ fn named_tensors<'v>(values: &'v Values, skipped: &mut Vec<String>) -> Result<BT
     let Value::Dict(root) = values.get(values.root()) else {
         return Err(none(values.get(values.root()).kind().to_string()));
     };
-    let mut keys = BTreeSet::new();
-    for name in root.iter().filter_map(|&(k, _)| values.text(k)) {
-        if !keys.insert(name) {
-            return Err(twice(name));
+    let once = |pairs: &'v [(Id, Id)]| {
+        let mut keys = BTreeSet::new();
+        match pairs.iter().filter_map(|&(k, _)| values.text(k)).find(|name| !keys.insert(*name)) {
+            Some(name) => Err(twice(name)),
+            None => Ok(()),
         }
-    }
+    };
+    once(root)?;
     let wrapped = WRAPPERS.iter().find_map(|w| {
         let (_, inner) = root.iter().find(|(k, _)| values.text(*k) == Some(w))?;
         match values.get(*inner) {
@@ -79,6 +81,7 @@ fn named_tensors<'v>(values: &'v Values, skipped: &mut Vec<String>) -> Result<BT
     let dict = match wrapped {
         Some((inner, pairs)) => {
             skipped.extend(root.iter().filter(|&&(_, v)| v != inner).map(|&(k, _)| label(values, k)));
+            once(pairs)?;
             pairs
         }
         None => root,
@@ -92,9 +95,7 @@ fn named_tensors<'v>(values: &'v Values, skipped: &mut Vec<String>) -> Result<BT
         }
         match values.text(key) {
             Some(name) if is_tensor(value) => {
-                if named.insert(name, value).is_some() {
-                    return Err(twice(name));
-                }
+                named.insert(name, value);
             }
             _ => skipped.push(label(values, key)),
         }

@@ -4,6 +4,7 @@
 //! `torch.load(weights_only=True)` accepts. Equal bytes (tied weights) share a storage if they share an
 //! allocation. The bytes depend on names, types, shapes and contents only.
 
+use super::crc32::crc32;
 use crate::tensor::{Dtype, Tensor};
 use qberta_model::{Error, Result};
 use std::collections::BTreeMap;
@@ -13,9 +14,14 @@ const ROOT: &str = "archive";
 /// Data of every member begins at a multiple of this, as torch's own writer has it.
 const ALIGNMENT: usize = 64;
 
+/// Most bytes of tensors: 4 GiB, less room for headers and padding.
+const MAX_BYTES: u64 = (4 << 30) - (64 << 20);
+/// Most tensors, less the members that are none.
+const MAX_STORAGES: usize = 65_000;
+
 /// The bytes of a `.pt` file that holds `tensors`, in the order of their names.
 ///
-/// Errors: more than 4 GiB in one member or all of them (zip64 is not written), too many members.
+/// Errors: more than 4 GiB altogether or too many members, before anything is written (zip64 is not).
 pub fn write(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     let mut pickle = Pickle(vec![0x80, 2]);
     let mut storages: Vec<&Tensor> = Vec::new();
@@ -35,6 +41,13 @@ pub fn write(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
         pickle.tensor(tensor, key);
     }
     pickle.op(b"u.");
+    let bytes: u64 = storages.iter().map(|t| t.bytes().len() as u64).sum();
+    if bytes > MAX_BYTES || storages.len() > MAX_STORAGES {
+        return Err(Error::unsupported("state dict is too large for one file of this format")
+            .expected(format!("at most {MAX_BYTES} bytes in {MAX_STORAGES} tensors"))
+            .found(format!("{bytes} bytes in {} tensors", storages.len()))
+            .hint("export with --to huggingface"));
+    }
     let mut zip = Zip::default();
     zip.member("data.pkl", &pickle.0)?;
     zip.member("byteorder", b"little")?;
@@ -99,7 +112,8 @@ impl Pickle {
         };
         let mut strides = vec![1usize; tensor.shape().len()];
         for axis in (1..strides.len()).rev() {
-            strides[axis - 1] = strides[axis] * tensor.shape()[axis].max(1);
+            // Only a tensor without elements can have lengths whose product overflows; its strides mean nothing.
+            strides[axis - 1] = strides[axis].checked_mul(tensor.shape()[axis].max(1)).unwrap_or(1);
         }
         self.global("torch._utils", "_rebuild_tensor_v2");
         self.op(b"((");
@@ -129,11 +143,8 @@ struct Zip {
 impl Zip {
     fn member(&mut self, name: &str, data: &[u8]) -> Result<()> {
         const HEADER: usize = 30;
-        let too_large = || {
-            Error::unsupported("state dict is too large for one file of this format")
-                .expected("less than 4 GiB")
-                .hint("export with --to huggingface")
-        };
+        // Names and headers of the tensors allowed above may still add up, in theory.
+        let too_large = || Error::unsupported("state dict is too large for one file of this format");
         let name = format!("{ROOT}/{name}");
         let header = self.file.len();
         let begin = header + HEADER + name.len() + 4;
@@ -189,61 +200,10 @@ impl Zip {
     }
 }
 
-/// The checksum of zip (polynomial 0xEDB88320), eight bytes at a time.
-fn crc32(data: &[u8]) -> u32 {
-    const TABLES: [[u32; 256]; 8] = tables();
-    let (blocks, rest) = data.as_chunks::<8>();
-    let mut crc = !0u32;
-    for b in blocks {
-        let low = crc ^ u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        let [l0, l1, l2, l3] = low.to_le_bytes();
-        crc = [l0, l1, l2, l3, b[4], b[5], b[6], b[7]]
-            .iter()
-            .enumerate()
-            .fold(0, |sum, (i, &byte)| sum ^ TABLES[7 - i][usize::from(byte)]);
-    }
-    for &byte in rest {
-        crc = (crc >> 8) ^ TABLES[0][usize::from(crc.to_le_bytes()[0] ^ byte)];
-    }
-    !crc
-}
-
-const fn tables() -> [[u32; 256]; 8] {
-    let mut tables = [[0u32; 256]; 8];
-    let mut i = 0;
-    while i < 256 {
-        let mut value = i as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            value = if value & 1 == 1 { (value >> 1) ^ 0xEDB8_8320 } else { value >> 1 };
-            bit += 1;
-        }
-        tables[0][i] = value;
-        i += 1;
-    }
-    let mut t = 1;
-    while t < 8 {
-        let mut i = 0;
-        while i < 256 {
-            let before = tables[t - 1][i];
-            tables[t][i] = (before >> 8) ^ tables[0][(before & 0xff) as usize];
-            i += 1;
-        }
-        t += 1;
-    }
-    tables
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use qberta_kernels::mapped::Bytes;
-
-    #[test]
-    fn the_checksum_is_that_of_zip() {
-        assert_eq!(crc32(b"123456789"), 0xCBF4_3926);
-        assert_eq!(crc32(b""), 0);
-    }
 
     #[test]
     fn what_is_written_reads_back_and_tied_tensors_share() {
@@ -260,5 +220,15 @@ mod tests {
         assert!(file.len() < 2500, "{}", file.len());
         let read = crate::torch::read_bytes(&Bytes::from(file)).unwrap();
         assert_eq!(read.tensors, tensors);
+    }
+
+    #[test]
+    fn what_needs_zip64_is_refused_before_it_is_written() {
+        let sparse = tempfile::NamedTempFile::new().unwrap();
+        sparse.as_file().set_len(MAX_BYTES + 1).unwrap();
+        let bytes = Bytes::map(sparse.path()).unwrap();
+        let large = Tensor::new(Dtype::U8, vec![bytes.len()], bytes).unwrap();
+        let e = write(&BTreeMap::from([("w".to_owned(), large)])).unwrap_err();
+        assert!(e.to_string().contains("too large") && e.advice().is_some(), "{e}");
     }
 }

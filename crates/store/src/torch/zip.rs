@@ -1,14 +1,16 @@
 //! The members of a PyTorch zip archive, as slices of the file.
 //!
 //! A strict reader of the part of zip that torch writes: stored members, one disk, nothing before the first
-//! member, the end record last in the file. Compressed members (TorchScript has some) have a name and no bytes. Everything is stated twice in a zip (local header, central
-//! directory), and archives that lie do so by making the two differ, so both are read and must agree.
-//! Invariant: members lie inside the file, do not overlap, and no name occurs twice. Checksums are not
-//! compared: torch can be told not to write them, and they would fault in every page of the weights.
+//! member, the end record last in the file. Compressed members (TorchScript has some) have a name and no
+//! bytes. Everything is stated twice in a zip (local header, central directory), and archives that lie do so
+//! by making the two differ, so both are read and must agree.
+//! Invariant: members lie inside the file, do not overlap, and no name occurs twice. Opening does not compare
+//! checksums, which would fault in every page of the weights: who asks for [`Archive::damaged`] does.
 //!
 //! The `zip` crate is not used for reading: given many end records it parses the directory once for each
 //! (time quadratic in the file), and of two members with one name it keeps the last.
 
+use super::crc32::crc32;
 use crate::safetensors::show;
 use qberta_kernels::mapped::Bytes;
 use qberta_model::{Error, Result};
@@ -31,11 +33,23 @@ pub struct Archive {
     members: BTreeMap<String, Member>,
 }
 
-/// Where a member lies, and how it is compressed (0: stored).
+/// Where a member lies, how it is compressed (0: stored), and the checksum of its bytes (0: none was kept).
 #[derive(Debug)]
 struct Member {
     data: Range<usize>,
     method: u16,
+    crc: u32,
+}
+
+/// A member whose bytes are not those that were written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    /// Its name.
+    pub name: String,
+    /// The checksum in the directory.
+    pub recorded: u32,
+    /// The checksum of the bytes.
+    pub found: u32,
 }
 
 impl Archive {
@@ -55,7 +69,7 @@ impl Archive {
             if members.contains_key(&entry.name) {
                 return Err(Error::corrupt("archive holds the same name twice").at(show(&entry.name)));
             }
-            members.insert(entry.name, Member { data, method: entry.method });
+            members.insert(entry.name, Member { data, method: entry.method, crc: entry.crc });
         }
         if at != directory.bytes.end {
             return Err(Error::corrupt("zip directory has bytes after its last entry"));
@@ -76,6 +90,17 @@ impl Archive {
     pub fn member(&self, name: &str) -> Option<Bytes> {
         let member = self.members.get(name).filter(|m| m.method == 0)?;
         self.file.slice(member.data.clone())
+    }
+
+    /// The stored members whose bytes changed since they were written, as far as checksums were kept
+    /// (`torch.serialization.set_crc32_options(False)` leaves them 0). Reads the whole file.
+    pub fn damaged(&self) -> Vec<Damaged> {
+        let changed = |(name, m): (&String, &Member)| {
+            let bytes = self.file.get(m.data.clone()).filter(|_| m.method == 0 && m.crc != 0)?;
+            let (recorded, found) = (m.crc, crc32(bytes));
+            (recorded != found).then(|| Damaged { name: name.clone(), recorded, found })
+        };
+        self.members.iter().filter_map(changed).collect()
     }
 
     /// Refuses archives with compressed members.
@@ -152,6 +177,7 @@ struct Entry {
     name: String,
     header: usize,
     method: u16,
+    crc: u32,
     /// Bytes in the file.
     size: u64,
     next: usize,
@@ -189,7 +215,7 @@ impl Entry {
         }
         let header = usize::try_from(wide.header)
             .map_err(|_| Error::corrupt("member lies outside the file").at(show(&name)))?;
-        Ok(Entry { name, header, method, size: wide.stored, next })
+        Ok(Entry { name, header, method, crc: long(16)?, size: wide.stored, next })
     }
 
     /// The member's bytes, once its local header has been compared with this entry.

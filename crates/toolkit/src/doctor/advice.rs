@@ -3,6 +3,12 @@
 /// The line of PyTorch that causes the finding called `name`, and the cure.
 pub fn of(name: &str) -> (&'static str, &'static str) {
     match name {
+        "damaged-bytes" => (
+            "the file changed after torch.save wrote it: a disk, a copy, a transfer. torch.load compares no \
+             checksums and loads the wrong numbers",
+            "copy the file again and compare its size and digest with the original; --rescue takes what is damaged \
+             from the base",
+        ),
         "nothing-quantized" => (
             "for layer in model.deberta.encoder.layer: layer = quantize_dynamic(layer, {nn.Linear})   \
              # binds a local name; the model keeps its float layers. (dtype=torch.float16 also stores float32.)",

@@ -7,7 +7,9 @@ use super::subject::{Form, Subject};
 use super::weights::{Weights, saturated};
 use qberta_store::torch::Entry;
 use qberta_store::torch::globals::QDtype;
-use qberta_store::torch::inspect::{Format, Root};
+use qberta_store::checkpoint::WEIGHT_FILES;
+use qberta_store::safetensors::show;
+use qberta_store::torch::inspect::{Damage, Format, Root};
 use qberta_store::{Dtype, Tensor};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -44,8 +46,12 @@ pub struct Finding {
 
 impl Finding {
     /// A finding with its advice; `count` may exceed the lines of evidence.
+    /// Names come from the file, so control characters in them are escaped: a terminal would obey them.
     pub fn new(name: &'static str, severity: Severity, mut evidence: Vec<String>, count: usize) -> Finding {
         evidence.truncate(LISTED);
+        for line in evidence.iter_mut().filter(|l| l.contains(char::is_control)) {
+            *line = line.escape_debug().to_string();
+        }
         let (cause, cure) = advice::of(name);
         Finding { name, severity, evidence, count, cause, cure }
     }
@@ -72,13 +78,38 @@ impl<'s> View<'s> {
         View { subject, base, observers: observers::observers(subject), canonical, weights }
     }
 
-    /// Tensors of the base that `load_state_dict(..., strict=False)` would not find in the file. Nothing
-    /// where the file is not loaded that way.
+    /// Parameters of the float model that `load_state_dict(..., strict=False)` would not find in the file:
+    /// those of the base, or without one those that are packed. Nothing where a file is not loaded that way.
     pub fn left_random(&self) -> Vec<String> {
+        let Form::Torch(Format::Zip | Format::Legacy) = &self.subject.form else { return Vec::new() };
+        let missing = |n: &&String| !self.weights.plain.contains_key(*n);
+        match self.base {
+            Some(base) => base.used.iter().filter(missing).cloned().collect(),
+            None => {
+                let packed = self.weights.parts.iter().filter(|p| p.packed);
+                let names = packed.flat_map(|p| {
+                    let bias = p.bias.as_ref().map(|_| format!("{}.bias", p.module));
+                    [Some(format!("{}.weight", p.module)), bias]
+                });
+                names.flatten().filter(|n| missing(&n)).collect()
+            }
+        }
+    }
+
+    /// Whether the file is every float of the base again, under a name of its own: what is left of a recipe
+    /// that did nothing. Files of a checkpoint and of a training run are copies on purpose.
+    fn repeats_base(&self) -> bool {
+        let name = self.subject.path.file_name().map(|n| n.to_string_lossy().into_owned());
         let (Some(base), Form::Torch(Format::Zip | Format::Legacy)) = (self.base, &self.subject.form) else {
-            return Vec::new();
+            return false;
         };
-        base.used.iter().filter(|n| !self.weights.plain.contains_key(*n)).cloned().collect()
+        !matches!(self.subject.root, Root::Wrapped(_))
+            && !name.is_some_and(|n| WEIGHT_FILES.contains(&n.as_str()))
+            && !base.used.is_empty()
+            && base.used.iter().all(|n| {
+                let same = self.canonical.get(n).zip(base.source.tensors.get(n));
+                same.is_some_and(|(a, b)| a == b)
+            })
     }
 }
 
@@ -86,8 +117,9 @@ type Check = fn(&View<'_>) -> Option<Finding>;
 
 /// Every finding, in the order in which they matter.
 pub fn all(view: &View<'_>) -> Vec<Finding> {
-    const CHECKS: [Check; 24] = [
+    const CHECKS: [Check; 25] = [
         unfinished_save,
+        damaged_bytes,
         nothing_quantized,
         observers_left,
         fake_quant_left,
@@ -132,13 +164,28 @@ fn unfinished_save(view: &View<'_>) -> Option<Finding> {
     unfinished.then(|| problem("unfinished-save", vec![line])).flatten()
 }
 
+fn damaged_bytes(view: &View<'_>) -> Option<Finding> {
+    let line = |d: &Damage| {
+        let reads: Vec<&str> = d.entries.iter().take(3).map(String::as_str).collect();
+        format!(
+            "{}{}{}: checksum {:08x} when it was written, {:08x} now",
+            show(&d.member.name),
+            if reads.is_empty() { "" } else { ", holding " },
+            reads.join(", "),
+            d.member.recorded,
+            d.member.found
+        )
+    };
+    problem("damaged-bytes", view.subject.damage.iter().map(line).collect())
+}
+
 /// Whether the name of the file promises what its bytes do not hold.
 fn claims_quantized(view: &View<'_>) -> bool {
     let name = view.subject.path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase());
     let name = name.unwrap_or_default();
     let parts: Vec<&str> = name.split(|c: char| !c.is_ascii_alphanumeric()).collect();
     name.contains("quant")
-        || parts.iter().any(|p| ["int8", "q8", "i8", "w8a8", "ptq", "qat", "8bit"].contains(p))
+        || parts.iter().any(|p| ["int8", "q8", "i8", "w8a8", "ptq", "qat", "8bit", "dynamic", "selective"].contains(p))
 }
 
 fn nothing_quantized(view: &View<'_>) -> Option<Finding> {
@@ -157,14 +204,22 @@ fn nothing_quantized(view: &View<'_>) -> Option<Finding> {
     if packed > 0 {
         evidence.push(format!("{packed} modules are packed and hold float32 numbers"));
     }
-    let claims = claims_quantized(view) && packed == 0;
-    if claims {
-        evidence.push("the name of the file says that it is quantized".to_owned());
+    let mut severity = Severity::Note;
+    if packed > 0 {
+        // Packed float16 modules are a recipe of their own; that they are not smaller is a problem of the file.
+        severity = Severity::Problem;
+    } else {
+        if claims_quantized(view) {
+            evidence.push("the name of the file says that it is quantized".to_owned());
+            severity = Severity::Problem;
+        }
+        if view.repeats_base() {
+            evidence.push("every tensor of the base is there again, with the same bits".to_owned());
+            severity = Severity::Problem;
+        }
     }
-    let severity = if claims { Severity::Problem } else { Severity::Note };
-    // Packed float16 modules are a recipe of their own; that they are not smaller is a problem of the file.
-    let severity = if packed > 0 { Severity::Problem } else { severity };
-    Some(Finding::new("nothing-quantized", severity, evidence, floats.len() + packed))
+    let count = evidence.len();
+    Some(Finding::new("nothing-quantized", severity, evidence, count))
 }
 
 fn observers_left(view: &View<'_>) -> Option<Finding> {

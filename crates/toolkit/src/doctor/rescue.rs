@@ -2,7 +2,7 @@
 //! from the base and listed.
 
 use super::base::Base;
-use super::subject;
+use super::subject::{self, Subject};
 use super::weights::{Kept, Stored, Weights, dequantize_rows, keep};
 use crate::plan::{Plan, plan};
 use crate::probe;
@@ -63,7 +63,7 @@ pub fn rescue(
     let subject = subject::read(path)?;
     let mut base = Base::open(base_dir, cx)?;
     let at = |e: Error| e.at(path.display());
-    let mut sorted = Sorted::of(&Weights::of(&subject), &base).map_err(at)?;
+    let mut sorted = Sorted::of(&subject, &base).map_err(at)?;
     sorted.fit(&base)?;
     if base.decoder().is_some_and(|d| sorted.tensors.contains_key(&format!("{d}.weight"))) {
         // The file's own decoder: whoever reads the configuration must not replace it by the word table.
@@ -128,15 +128,26 @@ struct Sorted {
 }
 
 impl Sorted {
-    fn of(weights: &Weights, base: &Base) -> Result<Sorted> {
+    fn of(subject: &Subject, base: &Base) -> Result<Sorted> {
+        let weights = Weights::of(subject);
         let mut tensors = weights.plain.clone();
         let mut remarks: BTreeMap<String, (bool, String)> = BTreeMap::new();
+        let damaged = || (true, "its bytes changed after they were written".to_owned());
+        for name in weights.plain.keys().filter(|n| subject.is_damaged(n)) {
+            remarks.insert(name.clone(), damaged());
+        }
         for part in &weights.parts {
             let name = format!("{}.weight", part.module);
+            let broken = subject.is_damaged(&part.key);
             if let Some(bias) = &part.bias {
-                tensors.insert(format!("{}.bias", part.module), bias.clone());
+                let bias_name = format!("{}.bias", part.module);
+                if broken {
+                    remarks.insert(bias_name.clone(), damaged());
+                }
+                tensors.insert(bias_name, bias.clone());
             }
             let kept = match &part.weight {
+                _ if broken => Kept::Lost(damaged().1),
                 Stored::Float(t) => {
                     Kept::Dequantized(t.clone(), "packed as float16, stored as float32".into())
                 }

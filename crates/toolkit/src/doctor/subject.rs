@@ -4,7 +4,7 @@ use qberta_kernels::mapped::Bytes;
 use qberta_model::{Error, Result};
 use qberta_store::checkpoint::{Checkpoint, WEIGHT_FILES};
 use qberta_store::load::CONFIG;
-use qberta_store::torch::inspect::{Format, Root, StorageUse};
+use qberta_store::torch::inspect::{Damage, Format, Root, StorageUse};
 use qberta_store::torch::{self, Container, Entry, zip};
 use qberta_store::{manifest, safetensors};
 use std::collections::BTreeMap;
@@ -64,8 +64,12 @@ pub struct Subject {
     pub bytes: u64,
     /// `quantization_config` of a directory, or operators of an ONNX graph that quantize.
     pub quantized_by: Option<String>,
+    /// What changed since the file was written, as far as its checksums tell.
+    pub damage: Vec<Damage>,
     /// The weight files.
     pub files: Vec<PathBuf>,
+    /// Names of files beside them in a directory that look like weights and were not read.
+    pub unread: Vec<String>,
 }
 
 impl Subject {
@@ -80,8 +84,15 @@ impl Subject {
             storages: Vec::new(),
             bytes,
             quantized_by: None,
+            damage: Vec::new(),
             files: vec![path.to_owned()],
+            unread: Vec::new(),
         }
+    }
+
+    /// Whether the bytes of the entry called `key` changed since they were written.
+    pub fn is_damaged(&self, key: &str) -> bool {
+        self.damage.iter().any(|d| d.entries.contains(key))
     }
 }
 
@@ -133,23 +144,37 @@ fn torch_file(path: &Path, file: &Bytes) -> Result<Subject> {
     subject.modules = read.modules;
     subject.versions = read.versions;
     subject.storages = read.storages;
+    subject.damage = read.damage;
     Ok(subject)
 }
 
 fn directory(path: &Path) -> Result<Subject> {
+    let candidates = candidates(path)?;
     // One PyTorch file is looked into, since it may hold what a loader refuses.
     let weights = WEIGHT_FILES.iter().map(|n| path.join(n)).find(|p| p.exists());
-    let mut subject = match weights {
-        Some(file) if file.extension().is_some_and(|e| e == "bin") => read(&file)?,
+    let mut subject = match (weights, &candidates[..]) {
+        (Some(file), _) if file.extension().is_some_and(|e| e == "bin") => read(&file)?,
+        (None, [one]) => read(&path.join(one))?,
+        (None, [_, _, ..]) => {
+            return Err(Error::input("directory holds several files that may be the model")
+                .at(path.display())
+                .found(candidates.join(", "))
+                .hint("pass one of them"));
+        }
         _ => {
             let checkpoint = Checkpoint::open(path)?;
             let bytes = checkpoint.files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
             let mut subject = Subject::new(path, Form::Directory, bytes);
             subject.entries = plain(checkpoint.tensors);
+            for shard in checkpoint.files.iter().filter(|f| f.extension().is_some_and(|e| e == "bin")) {
+                subject.damage.extend(torch::inspect(shard)?.damage);
+            }
             subject.files = checkpoint.files;
             subject
         }
     };
+    let read = |n: &String| subject.files.iter().any(|f| f.file_name().is_some_and(|f| f == n.as_str()));
+    subject.unread = candidates.iter().filter(|n| !read(n)).cloned().collect();
     subject.path = path.to_owned();
     if path.join(manifest::NAME).exists() {
         subject.form = Form::Artefact;
@@ -162,6 +187,23 @@ fn directory(path: &Path) -> Result<Subject> {
             .map(|m| m.as_str().map_or_else(|| m.to_string(), str::to_owned));
     }
     Ok(subject)
+}
+
+/// Names of the files in `dir` that may hold weights, sorted.
+fn candidates(dir: &Path) -> Result<Vec<String>> {
+    const ENDS: [&str; 7] = ["pt", "pth", "bin", "safetensors", "ckpt", "pkl", "onnx"];
+    // Small files of training runs that are torch files and no models.
+    const OTHERS: [&str; 5] = ["training_args", "optimizer", "scheduler", "scaler", "rng_state"];
+    let listing = std::fs::read_dir(dir).map_err(|e| Error::io("cannot list", dir.display(), &e))?;
+    let mut names: Vec<String> = listing
+        .take(10_000)
+        .flatten()
+        .filter(|e| e.path().is_file() && e.path().extension().is_some_and(|x| ENDS.iter().any(|n| x == *n)))
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|n| !OTHERS.iter().any(|o| n.starts_with(o)))
+        .collect();
+    names.sort_unstable();
+    Ok(names)
 }
 
 fn plain(tensors: BTreeMap<String, qberta_store::Tensor>) -> BTreeMap<String, Entry> {
