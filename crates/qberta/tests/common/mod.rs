@@ -81,3 +81,33 @@ pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
+
+/// What PyTorch's quantization left.
+pub fn fixtures() -> PathBuf {
+    testdata().join("doctor")
+}
+
+/// The fixture called `case`: its file and its base.
+pub fn fixture(case: &str) -> (PathBuf, PathBuf) {
+    let record = index().into_iter().find(|c| c["case"] == case).unwrap();
+    let base = record["base"].as_str().unwrap_or("");
+    (fixtures().join(case).join(record["file"].as_str().unwrap()), fixtures().join(base))
+}
+
+/// The record of each fixture.
+pub fn index() -> Vec<Value> {
+    let text = std::fs::read_to_string(fixtures().join("index.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Runs `qberta doctor`: standard output, standard error, status.
+pub fn doctor(args: &[&str]) -> (String, String, i32) {
+    let output = assert_cmd::Command::cargo_bin("qberta").unwrap().arg("doctor").args(args).output().unwrap();
+    let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
+    (text(output.stdout), text(output.stderr), output.status.code().unwrap())
+}
+
+/// A path as an argument.
+pub fn path(p: &Path) -> &str {
+    p.to_str().unwrap()
+}

@@ -49,27 +49,31 @@ pub fn inspect_bytes(file: &Bytes) -> Result<TorchFile> {
         Container::Zip => {
             let archive = zip::Archive::open(file)?;
             let damaged = archive.damaged();
-            inspect_archive(&archive, &damaged, file.len()).map_err(|e| match damaged.first() {
-                Some(d) => e.hint(format!(
-                    "the checksum of {} is {:08x} and was {:08x} when it was written; copy the file again",
-                    show(&d.name),
-                    d.found,
-                    d.recorded
-                )),
-                None => e,
-            })
+            let Some(first) = damaged.first() else {
+                return inspect_archive(&archive, &damaged, file.len());
+            };
+            // A damaged pickle may say anything; what it seems to say is not what went wrong.
+            let hint = format!(
+                "nothing was executed. The checksum of {} is {:08x} and was {:08x} when it was written; \
+                 copy the file again",
+                show(&first.name),
+                first.found,
+                first.recorded
+            );
+            match inspect_archive(&archive, &damaged, file.len()) {
+                Ok(mut read) => {
+                    read.refused = read.refused.map(|e| e.hint(hint));
+                    Ok(read)
+                }
+                Err(e) => Err(e.hint(hint)),
+            }
         }
     }
 }
 
-fn inspect_archive(
-    archive: &zip::Archive,
-    damaged: &[zip::Damaged],
-    file_len: usize,
-) -> Result<TorchFile> {
+fn inspect_archive(archive: &zip::Archive, damaged: &[zip::Damaged], file_len: usize) -> Result<TorchFile> {
     let script = archive.names().any(|n| {
-        n.split_once('/')
-            .is_some_and(|(_, rest)| rest == "constants.pkl" || rest.starts_with("code/"))
+        n.split_once('/').is_some_and(|(_, rest)| rest == "constants.pkl" || rest.starts_with("code/"))
     });
     let root = root(archive)?;
     super::check_byte_order(archive, &root)?;

@@ -114,6 +114,12 @@ pub fn of(name: &str) -> (&'static str, &'static str) {
             "qconfig without reduce_range on CPUs with VNNI. qberta always uses eight bits and gives the same bits on \
              every CPU",
         ),
+        "engine-dependent" => (
+            "quantize_dynamic(model, {nn.Linear})   # the grid of the inputs is chosen while running: one for a whole \
+             batch, seven bits with fbgemm and x86, eight with qnnpack, which ignores reduce_range",
+            "pin torch.backends.quantized.engine and the batch where you compare. qberta gives every token its own \
+             grid of eight bits and the same bits on every CPU, alone and in a batch",
+        ),
         "unfinished-save" => (
             "torch.save(prepared_model, path)   # raises Can't pickle local object, and leaves an empty archive",
             "torch.save(model.state_dict(), path); there is nothing to rescue in this file",

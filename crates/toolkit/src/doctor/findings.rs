@@ -1,12 +1,13 @@
 //! What is wrong with a file, each with its evidence.
 
+mod numbers;
+mod tied;
+
 use super::advice;
 use super::base::Base;
 use super::observers::{self, Observer};
 use super::subject::{Form, Subject};
-use super::weights::{Weights, saturated};
-use qberta_store::torch::Entry;
-use qberta_store::torch::globals::QDtype;
+use super::weights::Weights;
 use qberta_store::checkpoint::WEIGHT_FILES;
 use qberta_store::safetensors::show;
 use qberta_store::torch::inspect::{Damage, Format, Root};
@@ -117,7 +118,7 @@ type Check = fn(&View<'_>) -> Option<Finding>;
 
 /// Every finding, in the order in which they matter.
 pub fn all(view: &View<'_>) -> Vec<Finding> {
-    const CHECKS: [Check; 25] = [
+    const CHECKS: [Check; 26] = [
         unfinished_save,
         damaged_bytes,
         nothing_quantized,
@@ -131,18 +132,19 @@ pub fn all(view: &View<'_>) -> Vec<Finding> {
         nameless_weights,
         missing_head,
         wrong_head,
-        non_finite_scale,
-        zero_scale,
-        non_finite_value,
-        saturated_channels,
+        numbers::non_finite_scale,
+        numbers::zero_scale,
+        numbers::non_finite_value,
+        numbers::saturated_channels,
         quantized_layernorm,
-        tied_twice,
-        tied_missing,
+        tied::tied_twice,
+        tied::tied_missing,
         oversized_storage,
         onnx,
         packed_params,
         embeddings_float,
-        reduce_range,
+        numbers::reduce_range,
+        numbers::engine_dependent,
     ];
     CHECKS.iter().filter_map(|check| check(view)).collect()
 }
@@ -185,7 +187,9 @@ fn claims_quantized(view: &View<'_>) -> bool {
     let name = name.unwrap_or_default();
     let parts: Vec<&str> = name.split(|c: char| !c.is_ascii_alphanumeric()).collect();
     name.contains("quant")
-        || parts.iter().any(|p| ["int8", "q8", "i8", "w8a8", "ptq", "qat", "8bit", "dynamic", "selective"].contains(p))
+        || parts
+            .iter()
+            .any(|p| ["int8", "q8", "i8", "w8a8", "ptq", "qat", "8bit", "dynamic", "selective"].contains(p))
 }
 
 fn nothing_quantized(view: &View<'_>) -> Option<Finding> {
@@ -318,43 +322,6 @@ fn wrong_head(view: &View<'_>) -> Option<Finding> {
     wrong.then(|| problem("wrong-head", lines)).flatten()
 }
 
-/// One line for each weight with scales that `bad` selects.
-fn scales(view: &View<'_>, bad: fn(f64) -> bool) -> Vec<String> {
-    let line = |(part, q): (&super::weights::Part, &qberta_store::torch::Quantized)| {
-        let at: Vec<usize> = (0..q.scales.len()).filter(|&i| bad(q.scales[i])).collect();
-        let first = *at.first()?;
-        Some(match q.scales.len() {
-            1 => format!("{}: scale {}", part.module, q.scales[0]),
-            n => {
-                format!("{}: scale {} in channel {first} ({} of {n})", part.module, q.scales[first], at.len())
-            }
-        })
-    };
-    view.weights.quantized().filter_map(line).collect()
-}
-
-fn non_finite_scale(view: &View<'_>) -> Option<Finding> {
-    problem("non-finite-scale", scales(view, |s| !(s as f32).is_finite()))
-}
-
-fn zero_scale(view: &View<'_>) -> Option<Finding> {
-    problem("zero-scale", scales(view, |s| s as f32 == 0.0))
-}
-
-fn non_finite_value(view: &View<'_>) -> Option<Finding> {
-    let bad = |(name, t): (&String, &Tensor)| t.first_non_finite().map(|i| format!("{name}: element {i}"));
-    problem("non-finite-value", view.weights.plain.iter().filter_map(bad).collect())
-}
-
-fn saturated_channels(view: &View<'_>) -> Option<Finding> {
-    let line = |(part, q): (&super::weights::Part, &qberta_store::torch::Quantized)| {
-        let full = saturated(q);
-        let first = *full.first()?;
-        Some(format!("{}: {} channels, the first is {first}", part.module, full.len()))
-    };
-    problem("saturated-channels", view.weights.quantized().filter_map(line).collect())
-}
-
 fn quantized_layernorm(view: &View<'_>) -> Option<Finding> {
     let entries = &view.subject.entries;
     let norms = entries
@@ -362,67 +329,6 @@ fn quantized_layernorm(view: &View<'_>) -> Option<Finding> {
         .filter_map(|k| k.strip_suffix(".scale"))
         .filter(|m| observers::is_norm(m) && entries.contains_key(&format!("{m}.zero_point")));
     problem("quantized-layernorm", norms.map(|m| format!("{m}.scale, {m}.zero_point")).collect())
-}
-
-/// The decoder's entry, the word table's, and whether the configuration is known to tie them.
-fn tie<'v>(view: &'v View<'_>) -> Option<(&'v str, Option<&'v Entry>, &'v Entry, bool)> {
-    const DECODERS: [&str; 4] =
-        ["cls.predictions.decoder", "lm_head.decoder", "vocab_projector", "generator_lm_head"];
-    let entries = &view.subject.entries;
-    let under = |module: &str| {
-        entries.iter().find(|(k, _)| {
-            let rest = k.find(module).map(|at| &k[at + module.len()..]);
-            rest.is_some_and(|r| r == ".weight" || r.starts_with("._packed_params._packed"))
-        })
-    };
-    let (_, word) = under("embeddings.word_embeddings")?;
-    match view.base {
-        Some(base) => {
-            let decoder = base.decoder().filter(|_| base.tied)?;
-            let name = *DECODERS.iter().find(|d| **d == decoder)?;
-            Some((name, under(name).map(|e| e.1), word, true))
-        }
-        None => {
-            let (name, entry) = DECODERS.iter().find_map(|d| Some((*d, under(d)?.1)))?;
-            Some((name, Some(entry), word, false))
-        }
-    }
-}
-
-fn tied_twice(view: &View<'_>) -> Option<Finding> {
-    let (name, decoder, word, known) = tie(view)?;
-    let line = match (decoder?, word) {
-        (Entry::Tensor { tensor: d, storage: a }, Entry::Tensor { tensor: w, storage: b }) => {
-            // Without a configuration only equal values betray a tie.
-            if a == b || (!known && d != w) {
-                return None;
-            }
-            if d == w {
-                format!(
-                    "{name}.weight and the word table are equal and stored twice: {} bytes",
-                    d.bytes().len()
-                )
-            } else {
-                let far = match (d.to_f32(), w.to_f32()) {
-                    (Ok(d), Ok(w)) => d.iter().zip(&w).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max),
-                    _ => f32::NAN,
-                };
-                format!("{name}.weight differs from the word table by up to {far}, and the config ties them")
-            }
-        }
-        (Entry::Tensor { .. }, _) => format!("{name} is float, the word table is quantized"),
-        (_, Entry::Tensor { .. }) => format!("{name} is quantized, the word table is float"),
-        _ => format!("{name} and the word table are quantized separately"),
-    };
-    problem("tied-twice", vec![line])
-}
-
-fn tied_missing(view: &View<'_>) -> Option<Finding> {
-    // A safetensors file cannot share a storage, so there the twin is left out on purpose.
-    let torch = matches!(view.subject.form, Form::Torch(_));
-    let (name, decoder, _, known) = tie(view).filter(|_| torch)?;
-    let gone = known && decoder.is_none();
-    gone.then(|| problem("tied-missing", vec![format!("{name}.weight is missing")])).flatten()
 }
 
 fn oversized_storage(view: &View<'_>) -> Option<Finding> {
@@ -466,24 +372,4 @@ fn embeddings_float(view: &View<'_>) -> Option<Finding> {
     let line =
         format!("{name}: {} {:?}, {bytes} bytes, {share:.0} % of the file", table.dtype(), table.shape());
     note("embeddings-float", vec![line])
-}
-
-fn reduce_range(view: &View<'_>) -> Option<Finding> {
-    let mut lines = Vec::new();
-    let mut weights = view.weights.quantized().filter(|(_, q)| q.dtype == QDtype::QInt8).peekable();
-    if weights.peek().is_some() && weights.all(|(_, q)| q.codes().iter().all(|c| (-64..64).contains(c))) {
-        lines.push("every weight code lies in -64..63".to_owned());
-    }
-    for o in &view.observers {
-        if let Some((low, high)) = o.codes.filter(|(low, high)| high - low == 127.0) {
-            lines.push(format!("{}: codes {low} to {high}", o.name));
-        } else if let (Some((low, high)), Some(scale), false) = (o.range, o.scale, o.weight) {
-            let width = high.max(0.0) - low.min(0.0);
-            // 127 and 127.5 (a symmetric full range) are 0.4 % apart.
-            if width > 0.0 && (scale * 127.0 / width - 1.0).abs() < 1e-3 {
-                lines.push(format!("{}: scale {scale} is the range / 127", o.name));
-            }
-        }
-    }
-    note("reduce-range", lines)
 }

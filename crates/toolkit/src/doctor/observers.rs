@@ -139,6 +139,15 @@ fn is_static(subject: &Subject, module: &str) -> bool {
     }
 }
 
+/// Whether a module is a dynamic linear that says so: by its class, or by the version of its state.
+pub(super) fn is_dynamic(subject: &Subject, module: &str) -> bool {
+    match (subject.modules.get(module), subject.versions.get(module)) {
+        (Some(class), _) => class.contains(".quantized.dynamic."),
+        (None, Some(version)) => *version == 4,
+        (None, None) => false,
+    }
+}
+
 /// Whether a module is a LayerNorm by its name.
 pub(super) fn is_norm(module: &str) -> bool {
     let last = module.rsplit('.').next().unwrap_or(module).to_ascii_lowercase();

@@ -61,6 +61,13 @@ pub fn rescue(
     check_target(out)?;
     progress.stage("reading the file and its base", 1);
     let subject = subject::read(path)?;
+    if let Some(d) = subject.damage.iter().find(|d| d.member.name.ends_with("/data.pkl")) {
+        // Scales lie in it: nothing says which of them are right.
+        return Err(Error::corrupt("the part that describes the tensors changed after it was written")
+            .at(path.display())
+            .found(format!("checksum {:08x}, it was {:08x}", d.member.found, d.member.recorded))
+            .hint("copy the file again"));
+    }
     let mut base = Base::open(base_dir, cx)?;
     let at = |e: Error| e.at(path.display());
     let mut sorted = Sorted::of(&subject, &base).map_err(at)?;
