@@ -302,6 +302,24 @@ fn a_copy_of_the_base_under_another_name_is_named() {
 }
 
 #[test]
+fn a_file_without_weights_is_not_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let head = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}.";
+    let put = |name: &str, object: &[u8]| {
+        let file = dir.path().join(name);
+        fs::write(&file, [&head[..], b"\x80\x02", object, b".\x80\x02]."].concat()).unwrap();
+        file
+    };
+    for (name, object) in [
+        ("empty.pt", &b"}"[..]),
+        ("list.pt", b"]"),
+        ("optimizer.pt", b"}(X\x05\x00\x00\x00state}X\x0c\x00\x00\x00param_groups]u"),
+    ] {
+        assert_eq!(findings(&[path(&put(name, object))]).0, ["no-weights"], "{name}");
+    }
+}
+
+#[test]
 fn names_in_a_file_cannot_write_on_the_terminal() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("model.pt");
@@ -355,7 +373,7 @@ fn what_lies_there_in_place_of_a_model_gets_a_sentence() {
         (appended, "no end record"),
         (put("pointer.bin", b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
         (put("page.pt", b"<!DOCTYPE html><html>"), "web page"),
-        (put("plain.pkl", b"\x80\x04K\x01."), "not a PyTorch checkpoint"),
+        (put("plain.pkl", b"\x80\x04K\x01."), "a pickle that torch.save did not write"),
         (put("bad.safetensors", &[0xff; 64]), "bad.safetensors"),
         (put("bad.onnx", b"\x08\x08nothing"), "bad.onnx"),
         (put("zip.pt", b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"), "no data.pkl"),

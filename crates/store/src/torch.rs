@@ -95,6 +95,9 @@ pub fn read_bytes(file: &Bytes) -> Result<StateDict> {
 }
 
 fn not_a_checkpoint(file: &[u8]) -> Error {
+    if let [0x80, 2..=5, ..] = file {
+        return Error::unsupported("file is a pickle that torch.save did not write").hint(RESAVE);
+    }
     Error::corrupt("file is not a PyTorch checkpoint")
         .expected("a zip archive or a pickle stream")
         .found(format!("first bytes {:02x?}", &file[..file.len().min(8)]))

@@ -169,3 +169,52 @@ fn shaken_files_are_answered() {
         }
     }
 }
+
+#[test]
+fn names_cost_nothing_and_are_paid_for() {
+    // One storage of a megabyte under a hundred names.
+    let mut p = Pickle::new().op(b"}(").text("w").tensor("0", 1 << 18, (0, &[1 << 18], &[1])).op(b"q\x00");
+    for i in 0..100 {
+        p = p.text(&format!("w{i}")).op(b"h\x00");
+    }
+    let error = look(archive(&p.op(b"u.").0, &[("0", &floats(1 << 18))])).unwrap_err();
+    assert!(error.to_string().contains("over and over"), "{error}");
+    // Many names of nothing.
+    let mut p = Pickle::new().op(b"}").text("w").tensor("0", 6, (0, &[0], &[1])).op(b"q\x00s");
+    for part in 0..600 {
+        p = p.op(b"(");
+        for i in 0..500 {
+            p = p.text(&format!("{part}.{i}")).op(b"h\x00");
+        }
+        p = p.op(b"u");
+    }
+    let error = look(archive(&p.op(b".").0, &[("0", &floats(6))])).unwrap_err();
+    assert!(error.to_string().contains("too many values"), "{error}");
+}
+
+#[test]
+fn a_checksum_that_does_not_match_names_what_it_covers() {
+    let file = archive(&one(6, (0, &[2, 3], &[3, 1])), &[("0", &floats(6))]);
+    // The builder keeps no checksums (0), as torch can be told to; so nothing is compared.
+    assert!(look(file.clone()).unwrap().damage.is_empty());
+    // The directory entry of the storage: signature, ..., checksum at byte 16, ..., name at byte 46.
+    let name = file.windows(8).rposition(|w| w == b"m/data/0").unwrap();
+    let mut wrong = file;
+    wrong[name - 30..name - 26].copy_from_slice(&7u32.to_le_bytes());
+    let read = look(wrong).unwrap();
+    assert_eq!(read.damage.len(), 1);
+    assert_eq!((read.damage[0].member.name.as_str(), read.damage[0].member.recorded), ("m/data/0", 7));
+    assert!(read.damage[0].entries.contains("w"));
+}
+
+#[test]
+fn the_one_dict_of_weights_is_found_under_any_key() {
+    let tensor =
+        |p: Pickle, key: &str| p.text(key).op(b"}").text("w").tensor("0", 6, (0, &[6], &[1])).op(b"s");
+    let one = tensor(Pickle::new().op(b"}("), "model_ema").text("epoch").op(b"K\x03u.").0;
+    let read = look(archive(&one, &[("0", &floats(6))])).unwrap();
+    assert_eq!(read.root, qberta_store::torch::inspect::Root::Wrapped("model_ema".into()));
+    assert!(read.entries.contains_key("w"));
+    let two = tensor(tensor(Pickle::new().op(b"}("), "generator"), "critic").op(b"u.").0;
+    assert!(!look(archive(&two, &[("0", &floats(6))])).unwrap().entries.contains_key("w"));
+}

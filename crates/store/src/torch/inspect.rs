@@ -5,15 +5,16 @@
 //! tensors and packed parameters are read as codes, scales and zero points. Still nothing is executed, and
 //! a call that only code has a reason to make is reported in [`TorchFile::refused`].
 
-use super::entry::numbers;
-use super::globals::{Global, QDtype, QScheme};
+mod quantized;
+
+use super::globals::Global;
 use super::state_dict::{Builder, WRAPPERS, label, twice};
-use super::value::{Id, Quantizer, Value, Values};
+use super::value::{Id, Value, Values};
 use super::vm::Foreign;
 use super::{Container, MAX_PICKLE_BYTES, container, legacy, root, vm, zip};
 use crate::checkpoint::map_file;
 use crate::safetensors::show;
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::Tensor;
 use qberta_kernels::mapped::Bytes;
 use qberta_model::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,10 +22,18 @@ use std::path::Path;
 
 pub use super::entry::{Damage, Entry, Format, Quantized, Root, StorageUse, TorchFile};
 
+const REPACKED: &str = "a zip program packed the archive again; unpack it and pack it with `zip -0 -r`";
+
 /// Most values visited while unfolding; sharing could otherwise unfold a small file without end.
-pub const MAX_VISITS: usize = 1 << 20;
+pub const MAX_VISITS: usize = 1 << 18;
 /// Most bytes of names kept.
 pub const MAX_NAME_BYTES: usize = 64 << 20;
+
+/// Bytes that all entries together may view, beyond [`VIEWS_PER_FILE_BYTE`]. Names cost nothing in a file and
+/// whoever looks at each value pays for every one of them.
+pub const VIEWS_BASE_BYTES: usize = 64 << 20;
+/// Bytes viewed per byte of the file. Tied weights view theirs twice.
+pub const VIEWS_PER_FILE_BYTE: usize = 4;
 
 /// Looks into the PyTorch file at `path`.
 ///
@@ -77,9 +86,12 @@ fn inspect_archive(archive: &zip::Archive, damaged: &[zip::Damaged], file_len: u
     });
     let root = root(archive)?;
     super::check_byte_order(archive, &root)?;
-    let pickle = archive
-        .member(&format!("{root}/data.pkl"))
-        .ok_or_else(|| Error::unsupported("data.pkl is compressed; torch stores it as it is"))?;
+    let pickle = archive.member(&format!("{root}/data.pkl")).ok_or_else(|| {
+        Error::unsupported("data.pkl is compressed; torch stores it as it is").hint(REPACKED)
+    })?;
+    if !script {
+        archive.check_stored().map_err(|e| e.hint(REPACKED))?;
+    }
     if pickle.len() > MAX_PICKLE_BYTES {
         return Err(Error::unsupported("pickle is too long").found(pickle.len()));
     }
@@ -117,6 +129,7 @@ fn unfold(
         storages: BTreeMap::new(),
         damage,
         visits: 0,
+        views: file_len.saturating_mul(VIEWS_PER_FILE_BYTE).saturating_add(VIEWS_BASE_BYTES),
         name_bytes: 0,
     };
     let root = walk.root()?;
@@ -159,6 +172,8 @@ struct Walk<'v, F> {
     storages: BTreeMap<String, Seen>,
     damage: BTreeMap<String, Damage>,
     visits: usize,
+    /// Bytes that may still be viewed.
+    views: usize,
     name_bytes: usize,
 }
 
@@ -180,6 +195,7 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
                         _ => None,
                     }
                 });
+                let wrapper = wrapper.or_else(|| self.only_dict_of_weights(pairs));
                 let Some((key, inner)) = wrapper else {
                     self.versions(id)?;
                     self.pairs("", pairs, false)?;
@@ -204,6 +220,20 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
             }
             other => Ok(Root::Other(other.kind().to_owned())),
         }
+    }
+
+    /// The one dict of weights among the values of a dict that holds none itself, whatever its key.
+    fn only_dict_of_weights(&self, pairs: &'v [(Id, Id)]) -> Option<(&'v str, Id)> {
+        if pairs.iter().any(|&(_, v)| self.is_weight(v)) {
+            return None;
+        }
+        let mut dicts = pairs.iter().filter_map(|&(k, v)| match self.values.get(v) {
+            Value::Dict(inner) if inner.iter().any(|&(_, v)| self.is_weight(v)) => {
+                Some((self.values.text(k)?, v))
+            }
+            _ => None,
+        });
+        dicts.next().filter(|_| dicts.next().is_none())
     }
 
     /// Notes the versions of modules that torch attached to the state dict `id`.
@@ -363,14 +393,19 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
         let Value::Tensor { storage, offset, .. } = self.values.get(id) else {
             return Ok((tensor, String::new()));
         };
-        let key = self.note(name, *storage, (*offset, tensor.bytes().len()));
+        let key = self.note(name, *storage, (*offset, tensor.bytes().len()))?;
         Ok((tensor, key))
     }
 
     /// Notes that `name` views so many bytes of a storage, from an offset in elements; returns its key.
-    fn note(&mut self, name: &str, storage: Id, view: (usize, usize)) -> String {
+    fn note(&mut self, name: &str, storage: Id, view: (usize, usize)) -> Result<String> {
+        self.views = self.views.checked_sub(view.1).ok_or_else(|| {
+            Error::unsupported("tensors view the same bytes over and over").at(show(name)).expected(format!(
+                "at most {VIEWS_PER_FILE_BYTE} bytes for each of the file and {VIEWS_BASE_BYTES} more"
+            ))
+        })?;
         let Value::Storage { key, dtype, elements, .. } = self.values.get(storage) else {
-            return String::new();
+            return Ok(String::new());
         };
         let key = self.values.text(*key).unwrap_or_default();
         let bytes = (*elements as u64).saturating_mul(dtype.bytes() as u64);
@@ -383,65 +418,7 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
         if let Some(damage) = self.damage.get_mut(key) {
             damage.entries.insert(name.to_owned());
         }
-        key.to_owned()
-    }
-
-    fn quantized(&mut self, name: &str, codes: Id, quantizer: Quantizer) -> Result<Quantized> {
-        let (dtype, codes) = match self.nibbles(codes).map_err(|e| e.at(show(name)))? {
-            Some((codes, storage, bytes)) => {
-                self.note(name, storage, (0, bytes));
-                (QDtype::QUInt4, codes)
-            }
-            None => {
-                let codes = self.tensor(name, codes)?.0;
-                let dtype = QDtype::of_codes(codes.dtype()).ok_or_else(|| {
-                    Error::unsupported("quantized tensor has codes of an unknown type")
-                        .at(show(name))
-                        .found(codes.dtype())
-                })?;
-                (dtype, codes)
-            }
-        };
-        Ok(match quantizer {
-            Quantizer::PerTensor { scheme, scale, zero_point } => Quantized {
-                dtype,
-                scheme,
-                scales: vec![scale],
-                zero_points: vec![zero_point as f64],
-                axis: 0,
-                codes,
-            },
-            Quantizer::PerChannel { scheme, scales, zero_points, axis } => {
-                let scales = numbers(&self.tensor(name, scales)?.0);
-                let (zero_tensor, _) = self.tensor(name, zero_points)?;
-                let zero_points = numbers(&zero_tensor);
-                let channels = codes.shape().get(axis).copied();
-                if channels != Some(scales.len()) || scales.len() != zero_points.len() {
-                    return Err(Error::corrupt("quantized tensor has the wrong number of scales")
-                        .at(show(name))
-                        .expected(format!("one for each index of axis {axis} of {:?}", codes.shape()))
-                        .found(format!("{} scales, {} zero points", scales.len(), zero_points.len())));
-                }
-                // Torch writes both kinds under one name; zero points that are floats tell them apart.
-                let float = zero_tensor.dtype().is_float() && scheme == QScheme::PerChannelAffine;
-                let scheme = if float { QScheme::PerChannelFloat } else { scheme };
-                Quantized { dtype, scheme, scales, zero_points, axis, codes }
-            }
-        })
-    }
-
-    /// The codes of a tensor of half bytes, one byte each, with its storage and size; `None` for others.
-    fn nibbles(&self, id: Id) -> Result<Option<(Tensor, Id, usize)>> {
-        let Value::Tensor { storage, offset, shape, .. } = self.values.get(id) else { return Ok(None) };
-        let Value::Storage { nibbles: true, .. } = self.values.get(*storage) else { return Ok(None) };
-        let (_, bytes) = self.builder.storage(*storage)?;
-        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        // Torch packs a whole tensor at a time, so anything but one tensor in its storage is a lie.
-        if *offset != 0 || count.is_none_or(|n| n.div_ceil(2) != bytes.len()) {
-            return Err(Error::corrupt("codes of four bits do not fill their storage"));
-        }
-        let codes = bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(count.unwrap_or(0)).collect::<Vec<u8>>();
-        Ok(Some((Tensor::new(Dtype::U8, shape.clone(), Bytes::from(codes))?, *storage, bytes.len())))
+        Ok(key.to_owned())
     }
 
     fn spend(&mut self, name: &str) -> Result<()> {

@@ -9,6 +9,10 @@ pub fn of(name: &str) -> (&'static str, &'static str) {
             "copy the file again and compare its size and digest with the original; --rescue takes what is damaged \
              from the base",
         ),
+        "no-weights" => (
+            "torch.save(optimizer.state_dict(), path), or a dict of results, or several models in one dict",
+            "torch.save(model.state_dict(), path); of a dict with several models save the one that is meant",
+        ),
         "nothing-quantized" => (
             "for layer in model.deberta.encoder.layer: layer = quantize_dynamic(layer, {nn.Linear})   \
              # binds a local name; the model keeps its float layers. (dtype=torch.float16 also stores float32.)",

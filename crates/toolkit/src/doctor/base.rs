@@ -81,9 +81,10 @@ impl Base {
             "vocab_",
             "generator_",
         ];
+        let decoder = self.decoder();
         let known = |name: &str| {
             wanted.contains_key(name)
-                || self.decoder().is_some_and(|d| name.starts_with(&d))
+                || decoder.as_ref().is_some_and(|d| name.starts_with(d))
                 || self.source.tensors.contains_key(name)
         };
         head.strange =

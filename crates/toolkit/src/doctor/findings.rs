@@ -10,6 +10,7 @@ use super::subject::{Form, Subject};
 use super::weights::Weights;
 use qberta_store::checkpoint::WEIGHT_FILES;
 use qberta_store::safetensors::show;
+use qberta_store::torch::Entry;
 use qberta_store::torch::inspect::{Damage, Format, Root};
 use qberta_store::{Dtype, Tensor};
 use serde::Serialize;
@@ -17,6 +18,8 @@ use std::collections::BTreeMap;
 
 /// Most lines of evidence kept.
 const LISTED: usize = 8;
+/// Most characters of a line.
+const LONGEST: usize = 400;
 
 /// Whether a finding makes a file unsound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -50,8 +53,14 @@ impl Finding {
     /// Names come from the file, so control characters in them are escaped: a terminal would obey them.
     pub fn new(name: &'static str, severity: Severity, mut evidence: Vec<String>, count: usize) -> Finding {
         evidence.truncate(LISTED);
-        for line in evidence.iter_mut().filter(|l| l.contains(char::is_control)) {
-            *line = line.escape_debug().to_string();
+        for line in &mut evidence {
+            if line.contains(char::is_control) {
+                *line = line.escape_debug().to_string();
+            }
+            if let Some((end, _)) = line.char_indices().nth(LONGEST) {
+                line.truncate(end);
+                line.push_str("...");
+            }
         }
         let (cause, cure) = advice::of(name);
         Finding { name, severity, evidence, count, cause, cure }
@@ -118,9 +127,10 @@ type Check = fn(&View<'_>) -> Option<Finding>;
 
 /// Every finding, in the order in which they matter.
 pub fn all(view: &View<'_>) -> Vec<Finding> {
-    const CHECKS: [Check; 26] = [
+    const CHECKS: [Check; 27] = [
         unfinished_save,
         damaged_bytes,
+        no_weights,
         nothing_quantized,
         observers_left,
         fake_quant_left,
@@ -164,6 +174,23 @@ fn unfinished_save(view: &View<'_>) -> Option<Finding> {
     let unfinished = view.subject.form == Form::Unfinished;
     let line = format!("{} bytes and no data.pkl: there is nothing to load", view.subject.bytes);
     unfinished.then(|| problem("unfinished-save", vec![line])).flatten()
+}
+
+fn no_weights(view: &View<'_>) -> Option<Finding> {
+    let (subject, weights) = (view.subject, &view.weights);
+    let holds_some = !weights.plain.is_empty() || !weights.parts.is_empty() || !weights.buffers.is_empty();
+    if holds_some || matches!(subject.form, Form::Unfinished | Form::Onnx | Form::Torch(Format::Script)) {
+        return None;
+    }
+    let mut lines: Vec<String> = match &subject.root {
+        Root::Other(kind) => vec![format!("the file holds {kind}")],
+        _ => vec![format!("none of its {} entries is a tensor", subject.entries.len())],
+    };
+    lines.extend(subject.entries.iter().map(|(key, entry)| match entry {
+        Entry::Other(kind) => format!("{}: {kind}", show(key)),
+        _ => format!("{}: a number", show(key)),
+    }));
+    problem("no-weights", lines)
 }
 
 fn damaged_bytes(view: &View<'_>) -> Option<Finding> {

@@ -139,13 +139,14 @@ impl Sorted {
         let weights = Weights::of(subject);
         let mut tensors = weights.plain.clone();
         let mut remarks: BTreeMap<String, (bool, String)> = BTreeMap::new();
+        let changed = subject.damaged();
         let damaged = || (true, "its bytes changed after they were written".to_owned());
-        for name in weights.plain.keys().filter(|n| subject.is_damaged(n)) {
+        for name in weights.plain.keys().filter(|n| changed.contains(n.as_str())) {
             remarks.insert(name.clone(), damaged());
         }
         for part in &weights.parts {
             let name = format!("{}.weight", part.module);
-            let broken = subject.is_damaged(&part.key);
+            let broken = changed.contains(part.key.as_str());
             if let Some(bias) = &part.bias {
                 let bias_name = format!("{}.bias", part.module);
                 if broken {

@@ -7,7 +7,7 @@ use qberta_store::load::CONFIG;
 use qberta_store::torch::inspect::{Damage, Format, Root, StorageUse};
 use qberta_store::torch::{self, Container, Entry, zip};
 use qberta_store::{manifest, safetensors};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// How the file is stored.
@@ -90,9 +90,9 @@ impl Subject {
         }
     }
 
-    /// Whether the bytes of the entry called `key` changed since they were written.
-    pub fn is_damaged(&self, key: &str) -> bool {
-        self.damage.iter().any(|d| d.entries.contains(key))
+    /// The entries whose bytes changed since they were written.
+    pub fn damaged(&self) -> BTreeSet<&str> {
+        self.damage.iter().flat_map(|d| &d.entries).map(String::as_str).collect()
     }
 }
 
