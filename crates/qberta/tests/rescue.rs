@@ -182,6 +182,12 @@ fn a_decoder_of_its_own_is_not_tied_again() {
             assert_eq!(tensors.contains_key(name), own, "{case}: {name}");
         }
         assert_eq!(report.int8.iter().any(|m| m.ends_with("decoder")), case == "tied-dynamic", "{case}");
+        // With weights of its own it has a bias of its own, as Hugging Face's class does.
+        let tensors = safetensors::read(&out.join("model.safetensors")).unwrap();
+        assert_eq!(
+            tensors.get("cls.predictions.decoder.bias"),
+            own.then(|| &tensors["cls.predictions.bias"])
+        );
         verify(&out, &context()).unwrap();
     }
 }
@@ -272,8 +278,40 @@ fn what_is_exported_quantizes_to_the_same_artefact() {
     }
 }
 
-/// A `quantize_dynamic` state dict of the model at `dir`: every linear as qint8 with one scale.
-fn quantize_dynamic(dir: &Path) -> Vec<u8> {
+#[test]
+fn an_int8_word_table_brings_its_projection() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixtures().join("base-v3-mlm");
+    let (word, decoder) = ("deberta.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight");
+    for linears in [true, false] {
+        let (file, out) =
+            (dir.path().join(format!("{linears}.pt")), dir.path().join(format!("{linears}-int8")));
+        let chosen = |m: &str| m.ends_with("word_embeddings") || linears && !m.contains("embeddings");
+        fs::write(&file, quantize_dynamic(&base, chosen)).unwrap();
+        let report = rescue(&file, &base, &out, &context(), &()).unwrap();
+        assert!(report.int8.iter().any(|m| m == "cls.predictions.decoder"), "{report:?}");
+        let tensors = safetensors::read(&out.join("model.safetensors")).unwrap();
+        for end in ["", "_scale"] {
+            assert_eq!(tensors[&format!("{decoder}{end}")], tensors[&format!("{word}{end}")]);
+        }
+        verify(&out, &context()).unwrap();
+        // The numbers are those of the float model with the same weights.
+        let float = dir.path().join(format!("{linears}-float"));
+        export(&out, &float, Target::HuggingFace, &context()).unwrap();
+        let row = Row::parse(r#"{"input_ids": [1, 5, 9, 33, 2]}"#).unwrap();
+        let [ours, exact] = [&out, &float].map(|d| {
+            let session = Session::open(d, None, context()).unwrap();
+            session.raw(std::slice::from_ref(&row), &Options::standard()).unwrap()[0].values()
+        });
+        // Without int8 linears nothing but the order of the sums differs.
+        let most = if linears { 0.05 } else { 1e-5 };
+        assert!(largest_difference(&ours, &exact) < most, "{}", largest_difference(&ours, &exact));
+    }
+}
+
+/// A state dict of the model at `dir` with the modules that are `chosen` as packed qint8 with one scale, as
+/// `quantize_dynamic` leaves linears.
+fn quantize_dynamic(dir: &Path, chosen: impl Fn(&str) -> bool) -> Vec<u8> {
     let float = safetensors::read(&dir.join("model.safetensors")).unwrap();
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let strides = |shape: &[i64]| if let [_, width] = shape { vec![*width, 1] } else { vec![1] };
@@ -284,13 +322,13 @@ fn quantize_dynamic(dir: &Path) -> Vec<u8> {
         let count = tensor.elements() as i64;
         let values = tensor.to_f32().unwrap();
         let key = storages.len().to_string();
-        let module = name.strip_suffix(".weight").filter(|m| shape.len() == 2 && !m.contains("embeddings"));
-        let linear = |name: &str| {
-            let module = name.strip_suffix(".bias")?;
+        let module = name.strip_suffix(".weight").filter(|m| shape.len() == 2 && chosen(m));
+        let packed = |name: &str| {
+            let module = name.strip_suffix(".bias").filter(|m| chosen(m))?;
             float.get(&format!("{module}.weight")).filter(|w| w.shape().len() == 2)
         };
         let Some(module) = module else {
-            if linear(name).is_none() {
+            if packed(name).is_none() {
                 pickle = pickle.text(name).tensor(&key, count, (0, &shape, &strides(&shape)));
                 storages.push((key, bytes(&values)));
             }
@@ -298,7 +336,6 @@ fn quantize_dynamic(dir: &Path) -> Vec<u8> {
         };
         let scale = values.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
         let codes = values.iter().map(|v| (v / scale).round() as i8 as u8).collect();
-        let bias = float[&format!("{module}.bias")].to_f32().unwrap();
         pickle = pickle
             .text(&format!("{module}._packed_params._packed_params"))
             .global("torch._utils", "_rebuild_qtensor")
@@ -318,9 +355,14 @@ fn quantize_dynamic(dir: &Path) -> Vec<u8> {
             .int(0)
             .op(b"\x87\x89}tR");
         storages.push((key, codes));
-        let (key, count) = (storages.len().to_string(), bias.len() as i64);
-        pickle = pickle.tensor(&key, count, (0, &[count], &[1])).op(b"\x86");
-        storages.push((key, bytes(&bias)));
+        pickle = match float.get(&format!("{module}.bias")) {
+            None => pickle.op(b"N\x86"),
+            Some(bias) => {
+                let (key, count) = (storages.len().to_string(), bias.elements() as i64);
+                storages.push((key.clone(), bytes(&bias.to_f32().unwrap())));
+                pickle.tensor(&key, count, (0, &[count], &[1])).op(b"\x86")
+            }
+        };
     }
     let storages: Vec<(&str, &[u8])> = storages.iter().map(|(k, b)| (k.as_str(), &b[..])).collect();
     archive(&pickle.op(b"u.").0, &storages)
@@ -337,7 +379,7 @@ fn the_commands_of_the_page_run_on_the_gloss_model() {
         let entry = entry.unwrap();
         fs::copy(entry.path(), base.join(entry.file_name())).unwrap();
     }
-    fs::write(dir.path().join("dynamic.pt"), quantize_dynamic(&base)).unwrap();
+    fs::write(dir.path().join("dynamic.pt"), quantize_dynamic(&base, |m| !m.contains("embeddings"))).unwrap();
     // A QAT state dict of this model: its float weights under another name, and fake quantization beside them.
     let mut qat: BTreeMap<String, Tensor> = safetensors::read(&base.join("model.safetensors"))
         .unwrap()

@@ -9,7 +9,7 @@ use crate::probe;
 use crate::quantize::{Artefact, Progress, Written, source_records, splits, write};
 use crate::recipe::Recipe;
 use qberta_kernels::Context;
-use qberta_model::{Error, Model, Result};
+use qberta_model::{Error, Model, Result, Site};
 use qberta_store::assemble::SCALE;
 use qberta_store::atomic::check_target;
 use qberta_store::layout::{self, Role};
@@ -219,7 +219,7 @@ impl Sorted {
             .collect();
         let word = roles
             .iter()
-            .find(|(_, r)| matches!(r, Role::Table { site: qberta_model::Site::WordTable, .. }))
+            .find(|(_, r)| matches!(r, Role::Table { site: Site::WordTable, .. }))
             .map(|(n, _)| n.clone());
         for (name, tensor) in std::mem::take(&mut self.tensors) {
             let weight =
@@ -270,6 +270,7 @@ impl Sorted {
             }
         }
         self.ignored.append(&mut self.lost);
+        self.untie(source);
         if self.from_base.len() == self.tensors.len() {
             return Err(
                 Error::input("nothing in the file fits the base").hint("is it the checkpoint it came from?")
@@ -292,6 +293,31 @@ impl Sorted {
         {
             self.tensors.remove(decoder);
             self.ignored.insert(decoder.clone(), "equal to the word table, stored once".to_owned());
+        }
+    }
+
+    /// Gives a projection that cannot be the word table (it differs, or one of the two is int8) everything that
+    /// Hugging Face's class has: weights and a bias of its own.
+    fn untie(&mut self, source: &Source) {
+        let modules = layout::modules(&source.arch);
+        let word = modules.iter().find(|m| matches!(m.role, Role::Table { site: Site::WordTable, .. }));
+        let projection = modules.iter().find_map(|m| match &m.role {
+            Role::Vocabulary { bias, .. } => Some((format!("{}.weight", m.name), &m.name, bias)),
+            _ => None,
+        });
+        let (Some(word), Some((weight, projection, biases))) = (word, projection) else { return };
+        if !self.tensors.contains_key(&weight) {
+            let from = format!("{}.weight", word.name);
+            let scale = self.tensors.get(&format!("{from}{SCALE}")).cloned();
+            let (Some(codes), Some(scale)) = (self.tensors.get(&from).cloned(), scale) else { return };
+            self.tensors.insert(format!("{weight}{SCALE}"), scale);
+            self.tensors.insert(weight, codes);
+        }
+        let bias = format!("{projection}.bias");
+        let shared = biases.iter().find_map(|b| self.tensors.get(b).cloned());
+        if let Some(shared) = shared.filter(|_| !self.tensors.contains_key(&bias)) {
+            self.ignored.remove(&bias);
+            self.tensors.insert(bias, shared);
         }
     }
 
