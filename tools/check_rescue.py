@@ -94,7 +94,7 @@ def one(qberta: str, base: Path, qconfig, how: str, scratch: Path) -> None:
     check("weights", equal == codes == total > 0, f"{codes} of {total} with torch's codes, {equal} dequantize to its bits")
     floats = {n: t for n, t in quantized.state_dict().items() if isinstance(t, torch.Tensor) and n in stored}
     wrong = [n for n, t in floats.items() if not torch.equal(stored[n], t)]
-    check("float tensors", not wrong and floats, f"{len(floats) - len(wrong)} of {len(floats)} equal {wrong[:3]}")
+    check("float tensors", not wrong and floats, f"{len(floats) - len(wrong)} of {len(floats)} equal {wrong[:3] or ''}")
     reference = load(base)
     modules = dict(reference.named_modules())
     with torch.no_grad():
@@ -117,7 +117,7 @@ def one(qberta: str, base: Path, qconfig, how: str, scratch: Path) -> None:
     fresh.load_state_dict(state, strict=True)
     for what, tensors in (("export --to huggingface", loaded.state_dict()), ("export --to torch", fresh.state_dict())):
         wrong = [n for n in want if not torch.equal(tensors[n], want[n])]
-        check(what, not wrong and tensors.keys() == want.keys(), f"{len(want) - len(wrong)} of {len(want)} tensors have torch's bits {wrong[:3]}")
+        check(what, not wrong and tensors.keys() == want.keys(), f"{len(want) - len(wrong)} of {len(want)} tensors have torch's bits {wrong[:3] or ''}")
 
     generator = torch.Generator().manual_seed(7)
     rows = [torch.randint(5, model.config.vocab_size, (n,), generator=generator).tolist() for n in LENGTHS]

@@ -45,8 +45,8 @@ pub fn of(name: &str) -> (&'static str, &'static str) {
         ),
         "packed-params" => (
             "torch.save(quantized.state_dict())   # the keys *._packed_params exist in quantized modules only",
-            "load into a skeleton: q = quantize_dynamic(FloatModel(config), {nn.Linear}); q.load_state_dict(sd). \
-             Never strict=False. Or: qberta doctor FILE --base CHECKPOINT --rescue OUT",
+            "load into a model that went through the same steps: q = quantize_dynamic(FloatModel(config), {nn.Linear}); \
+             q.load_state_dict(sd). Never strict=False. Or: qberta doctor FILE --base CHECKPOINT --rescue OUT",
         ),
         "embeddings-float" => (
             "quantize_dynamic(model, {nn.Linear})   # leaves nn.Embedding in float32",
