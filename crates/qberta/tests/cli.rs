@@ -167,7 +167,7 @@ fn a_killed_write_leaves_nothing_and_the_next_succeeds() {
 
 #[test]
 fn help_shows_examples() {
-    for verb in ["inspect", "quantize", "verify", "predict", "demo"] {
+    for verb in ["inspect", "quantize", "verify", "predict", "doctor", "export", "demo"] {
         let (stdout, _, status) = run(&[verb, "--help"]);
         assert_eq!(status, 0);
         assert!(stdout.contains("Example") && stdout.contains(&format!("qberta {verb}")), "{verb}: {stdout}");

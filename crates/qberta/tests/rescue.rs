@@ -255,6 +255,45 @@ fn what_is_exported_reads_back_with_the_same_bits() {
     }
 }
 
+#[test]
+fn the_command_exports_and_overwrites_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixtures().join("base-v3");
+    let run = |args: &[&str]| {
+        let output =
+            Command::cargo_bin("qberta").unwrap().current_dir(dir.path()).args(args).output().unwrap();
+        let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
+        (text(output.stdout), text(output.stderr), output.status.code().unwrap())
+    };
+    let export = |out: &str, to: &str| run(&["export", path(&model), "-o", out, "--to", to, "--json"]);
+    let (stdout, stderr, status) = export("float.pt", "torch");
+    assert_eq!(status, 0, "{stderr}");
+    let answer: Value = serde_json::from_str(&stdout).unwrap();
+    let bytes = fs::metadata(dir.path().join("float.pt")).unwrap().len();
+    assert_eq!((&answer["to"], &answer["dequantized"]), (&json!("torch"), &json!(0)));
+    assert_eq!(answer["bytes"], bytes);
+    // What was exported is sound, in either form.
+    assert_eq!(export("float", "huggingface").2, 0);
+    for sound in ["float.pt", "float"] {
+        assert_eq!(run(&["doctor", sound]).2, 0, "{sound}");
+    }
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    for (out, to, says) in [
+        ("float.pt", "torch", "output file exists"),
+        ("empty", "torch", "output file is a directory"),
+        ("float", "huggingface", "not empty"),
+        ("float.pt", "huggingface", "not a directory"),
+        ("nowhere/float.pt", "torch", "create a directory"),
+        ("x", "onnx", "huggingface or torch"),
+    ] {
+        let (_, stderr, status) = export(out, to);
+        assert!(status == 2 && stderr.contains(says), "{out}: {stderr}");
+    }
+    assert_eq!(fs::metadata(dir.path().join("float.pt")).unwrap().len(), bytes);
+    let left = fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 3, "nothing half written is left");
+}
+
 /// Two artefacts of the same weights: the first, and what its export quantizes to.
 #[test]
 fn what_is_exported_quantizes_to_the_same_artefact() {

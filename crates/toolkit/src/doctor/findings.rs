@@ -249,8 +249,10 @@ fn nothing_quantized(view: &View<'_>) -> Option<Finding> {
             severity = Severity::Problem;
         }
     }
+    // Of a float checkpoint in Hugging Face's own form there is nothing to say.
+    let said = severity == Severity::Problem || matches!(view.subject.form, Form::Torch(_));
     let count = evidence.len();
-    Some(Finding::new("nothing-quantized", severity, evidence, count))
+    said.then(|| Finding::new("nothing-quantized", severity, evidence, count))
 }
 
 fn observers_left(view: &View<'_>) -> Option<Finding> {
