@@ -125,7 +125,7 @@ fn artefact(subject: &Subject, cx: &Context) -> Result<Diagnosis> {
         form: subject.form.describe().to_owned(),
         recipe: "qberta artefact".to_owned(),
         bytes: subject.bytes,
-        files: names(&subject),
+        files: names(subject),
         unread: subject.unread.clone(),
         sound: findings.is_empty(),
         findings,
