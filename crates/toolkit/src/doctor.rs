@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`subject`] (a path to named entries, nothing executed), [`weights`] (entries to modules
 //! with their codes and scales), [`base`] (the float checkpoint it should fit), [`findings`] and [`advice`]
-//! (what is wrong, why, and the right way), [`rescue`] (what is sound, as an artefact).
+//! (what is wrong, why, and the right way), [`mod@rescue`] (what is sound, as an artefact).
 //! Invariant: findings follow from the bytes. A file's name only decides whether it matters that nothing
 //! in it is quantized.
 
