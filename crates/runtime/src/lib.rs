@@ -5,6 +5,8 @@
 
 pub mod answer;
 pub mod dataset;
+pub mod evaluate;
+pub mod metrics;
 pub mod row;
 pub mod session;
 mod tasks;

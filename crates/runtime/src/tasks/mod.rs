@@ -119,14 +119,14 @@ fn each<'r, T>(rows: &'r [Row], f: impl Fn(&'r Row) -> Result<T>) -> Result<Vec<
 }
 
 /// Softmax with the kernels' own arithmetic, so that scores are the same bits everywhere.
-fn softmax(logits: &[f32]) -> Vec<f32> {
+pub(crate) fn softmax(logits: &[f32]) -> Vec<f32> {
     let mut p = logits.to_vec();
     qberta_kernels::softmax_row(&mut p);
     p
 }
 
 /// Logistic function as a two-way softmax against zero: the same bits everywhere.
-fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     softmax(&[x, 0.0])[0]
 }
 
