@@ -80,11 +80,14 @@ impl Exam {
             (Task::QuestionAnswering, _) => Problem::Answers,
             (Task::MultipleChoice, _) => Problem::Choices,
             (task @ (Task::FillMask | Task::Features), _) => {
-                return Err(Error::unsupported(format!("the task {} has no right answers to compare with", task.name()))
-                    .expected(
-                        "sequence-classification, token-classification, question-answering or multiple-choice",
-                    )
-                    .hint("a checkpoint with such a head can be opened with --task"));
+                return Err(Error::unsupported(format!(
+                    "the task {} has no right answers to compare with",
+                    task.name()
+                ))
+                .expected(
+                    "sequence-classification, token-classification, question-answering or multiple-choice",
+                )
+                .hint("a checkpoint with such a head can be opened with --task"));
             }
         };
         if examples.is_empty() {
@@ -98,8 +101,11 @@ impl Exam {
             let flag = |t: &Truth| matches!(t, Truth::Score(x) if *x == 0.0 || *x == 1.0);
             *binary = truths.iter().all(flag) && truths.iter().any(|t| *t != truths[0]);
         }
-        if problem == Problem::Answers && truths.iter().any(|t| matches!(t, Truth::Answers(a) if a.is_empty())) {
-            remarks.push("some questions have no answer, so no answer is allowed (as with --no-answer)".into());
+        if problem == Problem::Answers
+            && truths.iter().any(|t| matches!(t, Truth::Answers(a) if a.is_empty()))
+        {
+            remarks
+                .push("some questions have no answer, so no answer is allowed (as with --no-answer)".into());
         }
         Ok(Exam { examples, truths, problem, labels: arch.labels.clone(), remarks })
     }

@@ -105,8 +105,7 @@ pub fn report(exam: &Exam, trials: &[&Trial], plan: &Plan) -> Report {
     let ones = vec![1; rows];
     let figures: Vec<Vec<Box<dyn Figure + '_>>> =
         trials.iter().map(|t| metrics.iter().map(|m| exam.figure(m.kind, t)).collect()).collect();
-    let values: Vec<Vec<f64>> =
-        figures.iter().map(|all| all.iter().map(|f| f.at(&ones)).collect()).collect();
+    let values: Vec<Vec<f64>> = figures.iter().map(|all| all.iter().map(|f| f.at(&ones)).collect()).collect();
     // Shares have intervals of their own; the others are resampled, all on the same rows.
     let resampled: Vec<usize> = (0..metrics.len()).filter(|&m| metrics[m].kind != Kind::Share).collect();
     let asked: Vec<&dyn Figure> =

@@ -120,7 +120,9 @@ impl Exam {
             (truth.collect(), trial.outputs.iter().map(|o| f64::from(logits(o)[0])).collect())
         };
         match kind {
-            Kind::Share => Box::new(Mean(self.right(trial).iter().map(|r| f64::from(u8::from(*r))).collect())),
+            Kind::Share => {
+                Box::new(Mean(self.right(trial).iter().map(|r| f64::from(u8::from(*r))).collect()))
+            }
             Kind::MacroF1 => {
                 let (truth, found) = classes();
                 Box::new(Confusion::macro_f1(&truth, &found))

@@ -45,7 +45,8 @@ impl Gate {
     ///
     /// Errors: anything else, with what was meant where that can be told.
     pub fn parse(text: &str) -> Result<Gate> {
-        const FORM: &str = "METRIC>=-DROP (relative to the float model) or METRIC>=abs:VALUE, in points of 100";
+        const FORM: &str =
+            "METRIC>=-DROP (relative to the float model) or METRIC>=abs:VALUE, in points of 100";
         let refuse = |why: &str| Error::input(why).at("--gate").expected(FORM).found(format!("{text:?}"));
         let (metric, bound) = text.split_once(">=").ok_or_else(|| refuse("gate cannot be read"))?;
         let (metric, bound) = (metric.trim(), bound.trim());
@@ -57,8 +58,11 @@ impl Gate {
             Some(number) => (true, number.trim()),
             None => (false, bound),
         };
-        let least: f64 =
-            number.parse().ok().filter(|x: &f64| x.is_finite()).ok_or_else(|| refuse("gate has no number"))?;
+        let least: f64 = number
+            .parse()
+            .ok()
+            .filter(|x: &f64| x.is_finite())
+            .ok_or_else(|| refuse("gate has no number"))?;
         if !(-100.0..=100.0).contains(&least) {
             return Err(refuse("gate is outside -100 to 100 points"));
         }
@@ -130,9 +134,9 @@ impl Gate {
         let estimates = report.figures.iter().find(|(m, _)| m.name == self.metric).map(|(_, e)| e);
         let last = estimates.and_then(|e| e.last().copied());
         let estimate = match (self.absolute, comparison) {
-            (true, Some(c)) if self.metric == AGREEMENT => c
-                .agreement
-                .map(|a| Estimate { value: Some(a.value), interval: Some(a.interval) }),
+            (true, Some(c)) if self.metric == AGREEMENT => {
+                c.agreement.map(|a| Estimate { value: Some(a.value), interval: Some(a.interval) })
+            }
             (false, Some(c)) => {
                 c.differences.iter().find(|d| d.metric.name == self.metric).map(|d| d.estimate)
             }

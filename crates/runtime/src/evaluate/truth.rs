@@ -66,7 +66,11 @@ impl<'a> Labels<'a> {
 
     fn refuse(&self, label: &Label) -> Error {
         let error = Error::input("label is not one of the model's")
-            .expected(format!("{} (or an id from 0 to {})", self.known(), self.labels.len().saturating_sub(1)))
+            .expected(format!(
+                "{} (or an id from 0 to {})",
+                self.known(),
+                self.labels.len().saturating_sub(1)
+            ))
             .found(label);
         match label {
             Label::Id(-1) => error.hint("-1 usually stands for a hidden label: use a split that has labels"),
@@ -146,7 +150,9 @@ impl<'a> Labels<'a> {
             Label::Many(_) => None,
         };
         number.ok_or_else(|| {
-            Error::input("label is not a number").found(label).hint("the model gives one score, so labels are numbers")
+            Error::input("label is not a number")
+                .found(label)
+                .hint("the model gives one score, so labels are numbers")
         })
     }
 
@@ -181,9 +187,10 @@ impl<'a> Labels<'a> {
             (Problem::Answers, Target::Answers(all)) => Ok(Truth::Answers(all.clone())),
             (Problem::Answers, _) => Err(none("accepted answers", "--label")),
             (Problem::Tags, Target::Tags { tags, .. }) => {
-                let all = tags.iter().enumerate().map(|(i, tag)| {
-                    self.class(tag).map_err(|e| e.at(format!("word {}", i + 1)))
-                });
+                let all = tags
+                    .iter()
+                    .enumerate()
+                    .map(|(i, tag)| self.class(tag).map_err(|e| e.at(format!("word {}", i + 1))));
                 Ok(Truth::Tags(all.collect::<Result<_>>()?))
             }
             (Problem::Tags, _) => Err(none("words with tags", "--text and --label")),

@@ -75,10 +75,8 @@ impl Figure for Confusion {
                 let sum = |f: &dyn Fn(&[u64; 3]) -> f64| counts.iter().map(f).sum::<f64>();
                 let (c, s) = (sum(&|k| k[0] as f64), sum(&|k| k[1] as f64));
                 let cov = c * s - sum(&|k| k[1] as f64 * k[2] as f64);
-                let (t, p) = (
-                    s * s - sum(&|k| (k[1] as f64).powi(2)),
-                    s * s - sum(&|k| (k[2] as f64).powi(2)),
-                );
+                let (t, p) =
+                    (s * s - sum(&|k| (k[1] as f64).powi(2)), s * s - sum(&|k| (k[2] as f64).powi(2)));
                 if t * p > 0.0 { cov / (t * p).sqrt() } else { 0.0 }
             }
         }

@@ -59,9 +59,10 @@ fn label_sets_agree_with_scikit_learn() {
     let count = |f: &dyn Fn(bool, bool) -> bool, t: &[bool], p: &[bool]| {
         t.iter().zip(p).filter(|&(&t, &p)| f(t, p)).count() as u32
     };
-    let counts = t.iter().zip(&p).map(|(t, p)| {
-        [count(&|t, p| t && p, t, p), count(&|_, p| p, t, p), count(&|t, _| t, t, p)]
-    });
+    let counts = t
+        .iter()
+        .zip(&p)
+        .map(|(t, p)| [count(&|t, p| t && p, t, p), count(&|_, p| p, t, p), count(&|t, _| t, t, p)]);
     near(Counts::f1(counts.collect()).at(&ones), &case["micro_f1"], "micro F1");
     near(LabelSets::macro_f1(t.clone(), p.clone()).at(&ones), &case["macro_f1"], "macro F1");
 }
@@ -105,7 +106,9 @@ fn entities_agree_with_seqeval() {
         let rows = |key: &str| list(&case[key], |row| list(row, |t| t.as_str().unwrap().to_owned()));
         let (truth, predicted) = (rows("truth"), rows("predicted"));
         let counts = |find: for<'t> fn(&[&'t str]) -> Vec<(&'t str, usize, usize)>| -> Vec<[u32; 3]> {
-            let borrowed = |row: &'_ Vec<String>| -> Vec<&'_ str> { row.iter().map(String::as_str).collect() };
+            fn borrowed(row: &[String]) -> Vec<&str> {
+                row.iter().map(String::as_str).collect()
+            }
             let row = |(t, p): (&Vec<String>, &Vec<String>)| {
                 entity_counts(&find(&borrowed(t)), &find(&borrowed(p)))
             };
