@@ -200,7 +200,7 @@ def tango(b, c, n):
 
 out["tango"] = [
     [b, c, n, *tango(b, c, n)]
-    for b, c, n in [(0, 0, 10), (0, 0, 10000), (3, 4, 10000), (12, 2, 50), (1, 5, 44), (0, 7, 30), (9, 9, 408), (20, 60, 9815)]
+    for b, c, n in [(0, 0, 10), (0, 0, 10000), (3, 4, 10000), (12, 2, 50), (1, 5, 44), (0, 7, 30), (9, 9, 408), (20, 60, 9815), (0, 30, 30), (30, 0, 30)]
 ]
 draws = rng.normal(size=999)
 out["percentiles"] = {"draws": draws.tolist(), "interval": np.percentile(draws, [2.5, 97.5]).tolist()}

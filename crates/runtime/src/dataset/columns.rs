@@ -119,7 +119,9 @@ impl Mapping {
                 .found(format!("columns {}", listed(all)))
                 .hint(format!("name it with {option}"))
         };
-        if mapping.text.is_none() {
+        // Token ids of choices need no text before them.
+        let text_needed = form != Form::Choices || mapping.choices.len() != 1;
+        if mapping.text.is_none() && text_needed {
             let what = match form {
                 Form::Text => "the text",
                 Form::Question => "the question",
@@ -214,6 +216,11 @@ impl Mapping {
             let types = if self.types { self.numbers(record, TYPES)? } else { Vec::new() };
             return Ok((Row::Tokens(Sequence { ids, types }), self.labelled(record)?));
         }
+        if self.form == Some(Form::Choices)
+            && let Some(choices) = self.token_choices(record)?
+        {
+            return Ok((Row::TokenChoices(choices), self.labelled(record)?));
+        }
         let column = self.text.as_deref().unwrap_or("text");
         let Some(value) = record.take(column).filter(|v| !v.is_null()) else {
             let all: Vec<String> = record.fields.iter().map(|(name, _)| name.clone()).collect();
@@ -251,10 +258,19 @@ impl Mapping {
     }
 
     fn numbers(&self, record: &mut Record, column: &str) -> Result<Vec<u32>> {
-        let value = record.take(column).unwrap_or_default();
-        let number = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-        let all = value.as_array().and_then(|list| list.iter().map(number).collect());
-        all.ok_or_else(|| unreadable(column, "token ids", &value).expected("a list of whole numbers"))
+        ids(column, &record.take(column).unwrap_or_default())
+    }
+
+    /// Choices that are token ids already: a list of `{"input_ids": [..]}`.
+    fn token_choices(&self, record: &Record) -> Result<Option<Vec<Sequence>>> {
+        let [column] = &self.choices[..] else { return Ok(None) };
+        let list = record.fields.iter().find(|(name, _)| name == column).and_then(|(_, v)| v.as_array());
+        let Some(list) = list.filter(|l| l.iter().any(|v| v.get(IDS).is_some())) else { return Ok(None) };
+        let sequence = |v: &Value| -> Result<Sequence> {
+            let types = v.get(TYPES).map(|t| ids(TYPES, t)).transpose()?;
+            Ok(Sequence { ids: ids(IDS, &v[IDS])?, types: types.unwrap_or_default() })
+        };
+        list.iter().map(sequence).collect::<Result<_>>().map(Some)
     }
 
     fn labelled(&self, record: &mut Record) -> Result<Target> {
@@ -318,6 +334,12 @@ impl Mapping {
         }
         Ok((Row::text(text), Target::Tags { words: spans, tags }))
     }
+}
+
+fn ids(column: &str, value: &Value) -> Result<Vec<u32>> {
+    let number = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    let all = value.as_array().and_then(|list| list.iter().map(number).collect());
+    all.ok_or_else(|| unreadable(column, "token ids", value).expected("a list of whole numbers"))
 }
 
 fn listed(names: &[String]) -> String {
