@@ -222,16 +222,14 @@ fn what_cannot_be_evaluated_says_so_before_any_work() {
     let wrong = dir.path().join("wrong.jsonl");
     fs::write(&wrong, "{\"input_ids\":[5],\"label\":1}\n{\"input_ids\":[6],\"label\":\"joy\"}\n").unwrap();
     let (m, d, o) = (path(&model), path(&data), path(&out));
+    let (masked, sets) = (golden("bert-mlm"), task_model("multi-label"));
     let cases: &[(&[&str], &[&str])] = &[
-        (&["evaluate", path(&golden("v3-mlm")), "--data", d], &["no right answers", "fill-mask"]),
+        (&["evaluate", path(&masked), "--data", d], &["no right answers", "fill-mask"]),
         (&["evaluate", m, "--data", path(&wrong)], &["wrong.jsonl line 2", "found joy"]),
         (&["evaluate", m, "--data", "no.jsonl"], &["no.jsonl"]),
         (&["evaluate", m, "--data", d, "--label", "lable"], &["line 1", "no label"]),
         (&["evaluate", m, "--data", d, "--gate", "accuracy>=-1"], &["compares two models"]),
-        (
-            &["evaluate", m, path(&task_model("multi-label")), "--data", d],
-            &["multi-label", "different labels"],
-        ),
+        (&["evaluate", m, path(&sets), "--data", d], &["multi-label", "different labels"]),
         (
             &["quantize", m, "-o", o, "--eval", d, "--gate", "f1>=-1"],
             &["no such figure", "expected accuracy, macro-f1"],

@@ -13,7 +13,7 @@ mod tags;
 pub use answers::{exact_match, f1 as answer_f1, normalized};
 pub use classes::{Calibration, Confusion, LabelSets, Mean};
 pub use ranks::{Area, Pearson, Spearman};
-pub use tags::{Counts, entities, entity_counts, strict_entities};
+pub use tags::{Counts, Entity, Finder, entities, entity_counts, strict_entities};
 
 /// A number over rows, each counted `weights[i]` times.
 pub trait Figure: Sync {

@@ -3,8 +3,8 @@
 use super::trial::best;
 use super::{Exam, Output, Problem, Trial, Truth};
 use crate::metrics::{
-    Area, Calibration, Confusion, Counts, Figure, LabelSets, Mean, Pearson, Spearman, answer_f1, entities,
-    entity_counts, exact_match, normalized, strict_entities,
+    Area, Calibration, Confusion, Counts, Figure, Finder, LabelSets, Mean, Pearson, Spearman, answer_f1,
+    entities, entity_counts, exact_match, normalized, strict_entities,
 };
 use crate::tasks::{sigmoid, softmax};
 
@@ -198,11 +198,7 @@ impl Exam {
         })
     }
 
-    fn entities(
-        &self,
-        trial: &Trial,
-        find: for<'t> fn(&[&'t str]) -> Vec<(&'t str, usize, usize)>,
-    ) -> Vec<[u32; 3]> {
+    fn entities(&self, trial: &Trial, find: Finder) -> Vec<[u32; 3]> {
         let name = |i: usize| self.labels.get(i).map_or("O", String::as_str);
         let count = |(truth, found): (&Truth, &Output)| {
             let (truth, found) = tagged(truth, found);

@@ -3,7 +3,10 @@
 use super::Figure;
 
 /// An entity: its type, its first word, its last word.
-type Entity<'t> = (&'t str, usize, usize);
+pub type Entity<'t> = (&'t str, usize, usize);
+
+/// How entities are found among tags: [`entities`] or [`strict_entities`].
+pub type Finder = for<'t> fn(&[&'t str]) -> Vec<Entity<'t>>;
 
 /// `B-PER` is (`B`, `PER`); a label without a prefix is inside an entity of its own name.
 fn parts(tag: &str) -> (char, &str) {

@@ -105,7 +105,7 @@ fn entities_agree_with_seqeval() {
     for case in golden("tags").as_array().unwrap() {
         let rows = |key: &str| list(&case[key], |row| list(row, |t| t.as_str().unwrap().to_owned()));
         let (truth, predicted) = (rows("truth"), rows("predicted"));
-        let counts = |find: for<'t> fn(&[&'t str]) -> Vec<(&'t str, usize, usize)>| -> Vec<[u32; 3]> {
+        let counts = |find: Finder| -> Vec<[u32; 3]> {
             fn borrowed(row: &[String]) -> Vec<&str> {
                 row.iter().map(String::as_str).collect()
             }
