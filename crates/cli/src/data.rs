@@ -143,7 +143,8 @@ pub fn verdict(v: &Verdict) -> Value {
 pub fn advice(v: &Verdict, rows: usize) -> String {
     if v.on == On::Interval && v.value >= v.least {
         format!(
-            "the estimate is within the gate, but {rows} rows do not prove it: use more rows, a wider gate, or --gate-on point"
+            "the estimate is within the gate, but {} not prove it: use more rows, a wider gate, or --gate-on point",
+            if rows == 1 { "1 row does".to_owned() } else { format!("{rows} rows do") }
         )
     } else {
         "a recipe with more float (--recipe weight-only, or --skip of modules) loses less".to_owned()

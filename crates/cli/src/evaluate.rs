@@ -7,6 +7,7 @@ use clap::Args;
 use qberta_model::{Error, Result};
 use qberta_runtime::evaluate::{Comparison, Estimate, Exam, Metric, Output, Report, Trial, Verdict};
 use qberta_runtime::{Row, Session};
+use qberta_store::Source;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -67,34 +68,27 @@ pub fn run(args: &EvaluateArgs, world: &World) -> Result<Outcome> {
             .hint(format!("name a second model, or write {}>=abs:VALUE", gate.metric())));
     }
     let paths: Vec<&PathBuf> = [Some(&args.model), args.second.as_ref()].into_iter().flatten().collect();
-    let names = names(&paths);
-    let mut exam: Option<Exam> = None;
+    // What can be wrong with the request is found before any model runs.
+    let task = task(&args.task)?;
+    let exam = args.data_args.exam(&args.data, &Source::open(&args.model, task)?.arch, world)?;
+    gates.iter().try_for_each(|g| g.check(&exam.metrics()))?;
+    if let Some(second) = &args.second {
+        exam.fits(&Source::open(second, task)?.arch).map_err(|e| e.at(second.display()))?;
+    }
+    let mut answers = args.output.as_deref().map(|path| Answers::create(path, &args.data)).transpose()?;
     let mut candidates = Vec::new();
     // One model in memory at a time.
-    for (path, name) in paths.iter().zip(names) {
-        let session = Session::open(path, task(&args.task)?, world.cx.clone())?;
-        let exam = match &exam {
-            Some(exam) => {
-                exam.fits(session.architecture()).map_err(|e| e.at(path.display()))?;
-                exam
-            }
-            None => {
-                let new = args.data_args.exam(&args.data, session.architecture(), world)?;
-                gates.iter().try_for_each(|g| g.check(&new.metrics()))?;
-                exam.insert(new)
-            }
-        };
-        let session = args.data_args.session(session);
-        let trial = args.data_args.run(exam, &session, &name, world)?;
+    for (path, name) in paths.iter().zip(names(&paths)) {
+        let session = args.data_args.session(Session::open(path, task, world.cx.clone())?);
+        let trial = args.data_args.run(&exam, &session, &name, world)?;
         candidates.push(Candidate { path: path.to_path_buf(), name, trial, bytes: weight_bytes(path) });
     }
-    let Some(exam) = exam else { return Err(Error::input("no model is named")) };
     let trials: Vec<&Trial> = candidates.iter().map(|c| &c.trial).collect();
     let report = args.data_args.report(&exam, &trials, world);
     let verdicts: Vec<Verdict> =
         gates.iter().map(|g| g.decide(&report, args.data_args.gate_on)).collect::<Result<_>>()?;
-    if let Some(path) = &args.output {
-        write_answers(path, &exam, &trials)?;
+    if let Some(answers) = &mut answers {
+        answers.write(&exam, &trials)?;
     }
     if world.screen.json {
         world.screen.value(&machine(args, &exam, &candidates, &report, &verdicts));
@@ -110,12 +104,13 @@ pub fn run(args: &EvaluateArgs, world: &World) -> Result<Outcome> {
     }
 }
 
-/// Short names: the last parts of the paths, or the whole paths where those are the same.
+/// Short names: the last parts of the paths, the whole paths where those are the same.
 fn names(paths: &[&PathBuf]) -> Vec<String> {
     let last = |p: &PathBuf| p.file_name().map(|n| n.to_string_lossy().into_owned());
     let short: Vec<String> =
         paths.iter().map(|p| last(p).unwrap_or_else(|| p.display().to_string())).collect();
     match &short[..] {
+        [_, _] if paths[0] == paths[1] => vec!["first".into(), "second".into()],
         [a, b] if a == b => paths.iter().map(|p| p.display().to_string()).collect(),
         _ => short,
     }
@@ -187,7 +182,7 @@ fn print(
             let heads = candidates.iter().map(|c| format!(">{}", c.name)).collect::<Vec<_>>();
             let head = ["", &heads[0], &heads[1], ">difference", ">its interval"];
             screen.line(table(&head, figures.chain(tail)).to_string());
-            for line in sentences(exam, candidates, c) {
+            for line in sentences(candidates, c) {
                 screen.line(line);
             }
             let shown = c.flips.iter().take(args.flips);
@@ -216,7 +211,7 @@ fn print(
     }
 }
 
-fn sentences(exam: &Exam, candidates: &[Candidate], c: &Comparison) -> Vec<String> {
+fn sentences(candidates: &[Candidate], c: &Comparison) -> Vec<String> {
     let mut out = Vec::new();
     let (a, b) = (&candidates[0].name, &candidates[1].name);
     if let (Some(same), Some([both, lost, gained, neither])) = (&c.agreement, c.counts) {
@@ -247,8 +242,7 @@ fn sentences(exam: &Exam, candidates: &[Candidate], c: &Comparison) -> Vec<Strin
         let kl = c
             .divergence
             .map_or_else(String::new, |[m, w]| format!("; KL {m:.1e} on average, {w:.1e} at most"));
-        let what = if exam.rows() == 1 { "score" } else { "scores" };
-        out.push(format!("{what} differ by {mean:.4} on average, {worst:.4} at most{kl}"));
+        out.push(format!("scores differ by {mean:.4} on average, {worst:.4} at most{kl}"));
     }
     out
 }
@@ -327,20 +321,39 @@ fn machine(
     })
 }
 
-/// One line an example: where it stands, the right answer, and what each model gave.
-fn write_answers(path: &Path, exam: &Exam, trials: &[&Trial]) -> Result<()> {
-    let io = |e: std::io::Error| Error::io("cannot write", path.display(), &e);
-    let mut out = BufWriter::new(File::create(path).map_err(io)?);
-    for (i, example) in exam.examples.iter().enumerate() {
-        let answers: Vec<Value> = trials
-            .iter()
-            .map(|t| match &t.outputs[i] {
-                Output::Logits(logits) => json!({"answer": exam.spelled(&t.outputs[i]), "logits": logits}),
-                other => json!({"answer": exam.spelled(other)}),
-            })
-            .collect();
-        let line = json!({"answers": answers, "line": example.place.number, "truth": exam.truth(i)});
-        writeln!(out, "{line}").map_err(io)?;
+/// The file of answers: one line an example with where it stands, the right answer, and what each model gave.
+struct Answers {
+    out: BufWriter<File>,
+    name: String,
+}
+
+impl Answers {
+    /// Created before the models run, so that a path that cannot be written is found at once.
+    fn create(path: &Path, data: &Path) -> Result<Answers> {
+        let same = path.canonicalize().ok().is_some_and(|p| data.canonicalize().ok() == Some(p));
+        if same {
+            return Err(Error::input("answers would overwrite the data")
+                .at("--output")
+                .found(path.display()));
+        }
+        let file = File::create(path).map_err(|e| Error::io("cannot create", path.display(), &e))?;
+        Ok(Answers { out: BufWriter::new(file), name: path.display().to_string() })
     }
-    out.flush().map_err(io)
+
+    fn write(&mut self, exam: &Exam, trials: &[&Trial]) -> Result<()> {
+        for (i, example) in exam.examples.iter().enumerate() {
+            let answers: Vec<Value> = trials
+                .iter()
+                .map(|t| match &t.outputs[i] {
+                    Output::Logits(logits) => {
+                        json!({"answer": exam.spelled(&t.outputs[i]), "logits": logits})
+                    }
+                    other => json!({"answer": exam.spelled(other)}),
+                })
+                .collect();
+            let line = json!({"answers": answers, "line": example.place.number, "truth": exam.truth(i)});
+            writeln!(self.out, "{line}").map_err(|e| Error::io("cannot write", &self.name, &e))?;
+        }
+        self.out.flush().map_err(|e| Error::io("cannot write", &self.name, &e))
+    }
 }

@@ -227,9 +227,11 @@ fn what_cannot_be_evaluated_says_so_before_any_work() {
         (&["evaluate", path(&masked), "--data", d], &["no right answers", "fill-mask"]),
         (&["evaluate", m, "--data", path(&wrong)], &["wrong.jsonl line 2", "found joy"]),
         (&["evaluate", m, "--data", "no.jsonl"], &["no.jsonl"]),
+        (&["evaluate", m, "--data", d, "-o", d], &["--output", "overwrite the data"]),
+        (&["evaluate", m, "no-model", "--data", d], &["no-model"]),
         (&["evaluate", m, "--data", d, "--label", "lable"], &["line 1", "no label"]),
         (&["evaluate", m, "--data", d, "--gate", "accuracy>=-1"], &["compares two models"]),
-        (&["evaluate", m, path(&sets), "--data", d], &["multi-label", "different labels"]),
+        (&["evaluate", m, path(&sets), "--data", d], &["multi-label", "different tasks"]),
         (
             &["quantize", m, "-o", o, "--eval", d, "--gate", "f1>=-1"],
             &["no such figure", "expected accuracy, macro-f1"],

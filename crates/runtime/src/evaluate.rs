@@ -44,28 +44,12 @@ pub enum Problem {
     Choices,
 }
 
-/// Examples with right answers, fit for a model.
-#[derive(Debug)]
-pub struct Exam {
-    /// The examples.
-    pub examples: Vec<Example>,
-    /// The right answer of each.
-    pub truths: Vec<Truth>,
-    /// What is asked.
-    pub problem: Problem,
-    /// Names of the outputs.
-    pub labels: Vec<String>,
-    /// What a reader of the figures should know about the labels.
-    pub remarks: Vec<String>,
-}
-
-impl Exam {
-    /// An exam for models like `arch`. `names` are the names of label ids in the data, if they are known.
+impl Problem {
+    /// What models like `arch` are asked.
     ///
-    /// Errors: a task without right answers, no examples, an example without a right answer or with one
-    /// the model cannot give; each names its line.
-    pub fn new(arch: &Architecture, examples: Vec<Example>, names: Option<&[String]>) -> Result<Exam> {
-        let mut problem = match (arch.head.task, arch.reading) {
+    /// Errors: a task without right answers.
+    pub fn of(arch: &Architecture) -> Result<Problem> {
+        Ok(match (arch.head.task, arch.reading) {
             (Task::SequenceClassification, Reading::Exclusive) => Problem::Classes,
             (Task::SequenceClassification, Reading::Independent) if arch.labels.len() > 1 => Problem::Sets,
             (Task::SequenceClassification, reading) if arch.labels.len() == 1 => {
@@ -89,7 +73,45 @@ impl Exam {
                 )
                 .hint("a checkpoint with such a head can be opened with --task"));
             }
-        };
+        })
+    }
+
+    /// For messages.
+    fn name(self) -> &'static str {
+        match self {
+            Problem::Classes => "one of several labels",
+            Problem::Sets => "any number of labels",
+            Problem::Score { sigmoid: true, .. } => "one score, the logit of a probability",
+            Problem::Score { sigmoid: false, .. } => "one score",
+            Problem::Tags => "a tag for each word",
+            Problem::Answers => "an answer to a question",
+            Problem::Choices => "one of several choices",
+        }
+    }
+}
+
+/// Examples with right answers, fit for a model.
+#[derive(Debug)]
+pub struct Exam {
+    /// The examples.
+    pub examples: Vec<Example>,
+    /// The right answer of each.
+    pub truths: Vec<Truth>,
+    /// What is asked.
+    pub problem: Problem,
+    /// Names of the outputs.
+    pub labels: Vec<String>,
+    /// What a reader of the figures should know about the labels.
+    pub remarks: Vec<String>,
+}
+
+impl Exam {
+    /// An exam for models like `arch`. `names` are the names of label ids in the data, if they are known.
+    ///
+    /// Errors: a task without right answers, no examples, an example without a right answer or with one
+    /// the model cannot give; each names its line.
+    pub fn new(arch: &Architecture, examples: Vec<Example>, names: Option<&[String]>) -> Result<Exam> {
+        let mut problem = Problem::of(arch)?;
         if examples.is_empty() {
             return Err(Error::input("there are no examples"));
         }
@@ -104,8 +126,7 @@ impl Exam {
         if problem == Problem::Answers
             && truths.iter().any(|t| matches!(t, Truth::Answers(a) if a.is_empty()))
         {
-            remarks
-                .push("some questions have no answer, so no answer is allowed (as with --no-answer)".into());
+            remarks.push("some questions have no answer, so the models may give none".into());
         }
         Ok(Exam { examples, truths, problem, labels: arch.labels.clone(), remarks })
     }
@@ -119,20 +140,19 @@ impl Exam {
     ///
     /// Errors: another task, other labels.
     pub fn fits(&self, arch: &Architecture) -> Result<()> {
-        let other = Exam::new(arch, self.examples.clone(), None).map(|e| e.problem);
-        // Whether scores are 0 or 1 is a matter of the data.
+        let other = Problem::of(arch)?;
+        // Whether scores are 0 or 1 is a matter of the data, and has no part in the name.
+        if other.name() != self.problem.name() {
+            return Err(Error::input("the two models do different tasks")
+                .expected(self.problem.name())
+                .found(other.name()));
+        }
         if arch.labels != self.labels {
             return Err(Error::input("the two models have different labels")
                 .expected(self.labels.join(", "))
                 .found(arch.labels.join(", ")));
         }
-        match other {
-            Ok(problem) if problem == self.problem => Ok(()),
-            Ok(problem) => Err(Error::input("the two models do different tasks")
-                .expected(format!("{:?}", self.problem))
-                .found(format!("{problem:?}"))),
-            Err(e) => Err(e),
-        }
+        Ok(())
     }
 }
 

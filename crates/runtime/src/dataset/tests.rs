@@ -234,3 +234,18 @@ fn a_damaged_parquet_file_is_an_error_or_the_same_rows() {
     std::panic::set_hook(quiet);
     assert!(refused > 20, "only {refused} changes were noticed");
 }
+
+proptest::proptest! {
+    /// Lines near the formats: every one gives examples or an error, in every form.
+    #[test]
+    fn no_text_panics_a_reader(text in "([\\[\\]{}\",:;|\\t\\n\\r a0-9.\u{feff}é-]|\"text\"|\"label\"|text,label\n|\\{\"tokens\":\\[\"a\"\\],\"tags\":|null|1e999){0,40}") {
+        for name in ["a.jsonl", "a.csv", "a.tsv", "a.txt"] {
+            let (_dir, path) = file(name, &text);
+            for form in [Form::Text, Form::Question, Form::Choices, Form::Words] {
+                if let Ok(examples) = read_as(&path, form, &Columns::default()) {
+                    proptest::prop_assert!(!examples.is_empty());
+                }
+            }
+        }
+    }
+}

@@ -216,8 +216,9 @@ impl<'a> Labels<'a> {
         });
         match (problem, self.names) {
             (Problem::Classes | Problem::Tags, None) if ids && !self.generic => {
-                let map: Vec<String> =
+                let mut map: Vec<String> =
                     self.labels.iter().take(SHOWN).enumerate().map(|(i, l)| format!("{i} {l}")).collect();
+                map.extend((self.labels.len() > SHOWN).then(|| "..".to_owned()));
                 vec![format!(
                     "labels are ids, read in the model's order ({}); if the data counts differently, say so with --label-names",
                     map.join(", ")
