@@ -195,7 +195,7 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
                 "{} of {}{}",
                 count(int8),
                 count(report.plan.len()),
-                if float > 0 { " (the rest skipped)" } else { "" }
+                if float > 0 { " (the rest in float)" } else { "" }
             ),
         ),
         ("tensors left out", count(report.ignored.len())),

@@ -188,6 +188,7 @@ fn a_failed_gate_writes_nothing_and_a_passed_one_is_recorded() {
     let gates: Vec<&str> = manifest.gates.iter().map(|g| g.gate.as_str()).collect();
     assert_eq!(gates, ["accuracy>=-100", "agreement>=abs:0"]);
     assert_eq!(manifest.gates[0].reference.as_deref(), Some("100.0000"));
+    assert_eq!(manifest.gates[1].figure, manifest.gates[1].value, "agreement is a figure of its own");
     assert_eq!(manifest.gates[0].data["data.jsonl"].bytes, fs::metadata(&data).unwrap().len());
     // Nothing but the record tells the artefact from one without gates.
     let plain = dir.path().join("plain");

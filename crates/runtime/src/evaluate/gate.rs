@@ -162,7 +162,7 @@ impl Gate {
             relative: !self.absolute,
             value,
             interval,
-            figure: last.and_then(|e| e.value),
+            figure: if self.metric == AGREEMENT { Some(value) } else { last.and_then(|e| e.value) },
             reference: estimates.filter(|e| e.len() > 1).and_then(|e| e[0].value),
             on,
         })
