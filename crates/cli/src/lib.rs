@@ -1,9 +1,11 @@
 //! The verbs of the `qberta` command line: one file each over the libraries.
 //!
-//! Exit status: 0 done, 1 the check failed (`verify`), 2 the command could not run.
+//! Exit status: 0 done, 1 the check failed (`verify`, a gate), 2 the command could not run.
 
+mod data;
 mod demo;
 mod doctor;
+mod evaluate;
 mod export;
 mod inspect;
 mod predict;
@@ -32,6 +34,7 @@ Examples:
   qberta demo                                         the whole story on a built-in model
   qberta quantize ./deberta-v3-base-mnli -o ./int8    float checkpoint to proven artefact
   qberta predict ./int8 \"A man eats.\" --pair \"Someone eats.\"
+  qberta evaluate ./float ./int8 --data dev.jsonl     what int8 changed, with intervals
   qberta verify ./int8                                replay the recorded outputs bit for bit
 
 Environment:
@@ -56,9 +59,10 @@ struct Common {
 #[derive(Subcommand)]
 enum Verb {
     Inspect(inspect::InspectArgs),
-    Quantize(quantize::QuantizeArgs),
+    Quantize(Box<quantize::QuantizeArgs>),
     Verify(verify::VerifyArgs),
     Predict(Box<predict::PredictArgs>),
+    Evaluate(Box<evaluate::EvaluateArgs>),
     Doctor(doctor::DoctorArgs),
     Export(export::ExportArgs),
     Demo(demo::DemoArgs),
@@ -86,6 +90,7 @@ pub fn main() -> ExitCode {
         Verb::Quantize(args) => quantize::run(&args, &world),
         Verb::Verify(args) => verify::run(&args, &world),
         Verb::Predict(args) => predict::run(&args, &world),
+        Verb::Evaluate(args) => evaluate::run(&args, &world),
         Verb::Doctor(args) => doctor::run(&args, &world),
         Verb::Export(args) => export::run(&args, &world),
         Verb::Demo(args) => demo::run(&args, &world),

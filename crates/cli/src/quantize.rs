@@ -1,13 +1,18 @@
 //! `qberta quantize`: float checkpoint to proven artefact.
 
+use crate::data::{DataArgs, advice, gates, verdict};
 use crate::screen::{bytes, count, facts};
 use crate::{Outcome, World, task};
 use clap::Args;
-use qberta_model::Result;
-use qberta_store::manifest::Weight;
-use qberta_toolkit::{Progress, Recipe, Report, Request, quantize};
-use serde_json::json;
-use std::path::PathBuf;
+use qberta_model::{Error, Result, Task};
+use qberta_runtime::Session;
+use qberta_runtime::evaluate::{Exam, Gate, Trial, Verdict};
+use qberta_store::digest;
+use qberta_store::manifest::{FileRecord, GateRecord, Weight};
+use qberta_toolkit::{Progress, Recipe, Report, Request, quantize, quantize_gated};
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Quantize a float checkpoint into an artefact that has reproduced its own outputs
@@ -20,6 +25,8 @@ use std::time::Instant;
 Examples:
   qberta quantize ./deberta-v3-base-mnli -o ./int8
   qberta quantize ./model -o ./int8 --skip layer.11 --skip 're:attention\\.output'
+  qberta quantize ./model -o ./int8 --recipe my.toml
+  qberta quantize ./model -o ./int8 --gate 'accuracy>=-0.2' --eval dev.jsonl
 
 Patterns of --skip match whole dotted parts of module names (`layer.3`, `intermediate.dense`, `*` inside
 a part), or with re: a regular expression. `qberta inspect MODEL` lists the names.")]
@@ -29,7 +36,7 @@ pub struct QuantizeArgs {
     /// Directory to create
     #[arg(short, long)]
     output: PathBuf,
-    /// Recipe: dynamic
+    /// Recipe: dynamic, weight-only, or a file ending in .toml
     #[arg(long, default_value = "dynamic")]
     recipe: String,
     /// Keep modules in float (repeatable); a pattern that matches nothing is an error
@@ -38,30 +45,139 @@ pub struct QuantizeArgs {
     /// Head to use instead of the one config.json names (features, sequence-classification, ...)
     #[arg(long)]
     task: Option<String>,
+    /// Write nothing unless METRIC>=-DROP (against the float model) or METRIC>=abs:VALUE holds, in points
+    /// (repeatable; exit status 1 if one fails)
+    #[arg(long = "gate", value_name = "GATE", requires = "eval")]
+    gates: Vec<String>,
+    /// Labelled examples that decide the gates
+    #[arg(long, value_name = "FILE", requires = "gates")]
+    eval: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
 }
 
 pub fn run(args: &QuantizeArgs, world: &World) -> Result<Outcome> {
     let begin = Instant::now();
-    let recipe = Recipe::new(&args.recipe, &args.skip)?;
+    let recipe = Recipe::open(&args.recipe, &args.skip)?;
     let request = Request { model: &args.model, out: &args.output, recipe: &recipe, task: task(&args.task)? };
-    let report = quantize(&request, &world.cx, &world.screen as &dyn Progress)?;
+    let gated = match &args.eval {
+        Some(data) => Some(Gated::prepare(args, data, request.task, world)?),
+        None => None,
+    };
+    let result = match &gated {
+        Some(gated) => {
+            let gate = |staged: &Path| gated.decide(staged);
+            quantize_gated(&request, Some(&gate), &world.cx, &world.screen)
+        }
+        None => quantize(&request, &world.cx, &world.screen as &dyn Progress),
+    };
+    let verdicts = gated.as_ref().map_or_else(Vec::new, |g| g.verdicts.borrow().clone());
+    let report = match result {
+        Err(error) if verdicts.iter().any(|v| !v.passed) => {
+            return Ok(refused(args, &error, &verdicts, world));
+        }
+        other => other?,
+    };
     let seconds = begin.elapsed().as_secs_f64();
     if world.screen.json {
         world.screen.value(&json!({
             "artefact": args.output,
             "artefact_bytes": report.artefact_bytes,
             "float_bytes": report.float_bytes,
+            "gates": verdicts.iter().map(verdict).collect::<Vec<Value>>(),
             "ignored": report.ignored,
             "plan": report.plan,
             "probes": report.probes,
             "seconds": seconds,
             "source_bytes": report.source_bytes,
             "weight_bytes": report.weight_bytes,
+            "written": true,
         }));
     } else {
         print(args, &report, seconds, world);
+        verdicts.iter().for_each(|v| world.screen.line(format!("  {}", v.sentence())));
     }
     Ok(Outcome::Done)
+}
+
+/// Says which gate kept the artefact from being written.
+fn refused(args: &QuantizeArgs, error: &Error, verdicts: &[Verdict], world: &World) -> Outcome {
+    if world.screen.json {
+        world.screen.value(&json!({
+            "artefact": args.output,
+            "gates": verdicts.iter().map(verdict).collect::<Vec<Value>>(),
+            "hint": error.advice(),
+            "written": false,
+        }));
+    } else {
+        for passed in verdicts.iter().filter(|v| v.passed) {
+            world.screen.line(passed.sentence());
+        }
+        world.screen.error(error);
+    }
+    Outcome::CheckFailed
+}
+
+/// Gates, the examples that decide them, and what the float model answered.
+struct Gated<'a> {
+    args: &'a QuantizeArgs,
+    world: &'a World,
+    gates: Vec<Gate>,
+    exam: Exam,
+    float: Trial,
+    data: (String, FileRecord),
+    verdicts: RefCell<Vec<Verdict>>,
+}
+
+impl<'a> Gated<'a> {
+    /// Everything that can go wrong before any quantization goes wrong here.
+    fn prepare(
+        args: &'a QuantizeArgs,
+        path: &Path,
+        task: Option<Task>,
+        world: &'a World,
+    ) -> Result<Gated<'a>> {
+        let gates = gates(&args.gates)?;
+        qberta_store::atomic::check_target(&args.output)?;
+        let session = args.data.session(Session::open(&args.model, task, world.cx.clone())?);
+        let exam = args.data.exam(path, session.architecture(), world)?;
+        gates.iter().try_for_each(|g| g.check(&exam.metrics()))?;
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let (sha256, bytes) = digest::of_file(path)?;
+        let float = args.data.run(&exam, &session, "float", world)?;
+        let data = (name, FileRecord { bytes, sha256 });
+        Ok(Gated { args, world, gates, exam, float, data, verdicts: RefCell::default() })
+    }
+
+    fn decide(&self, staged: &Path) -> Result<Vec<GateRecord>> {
+        let session = self.args.data.session(Session::open(staged, None, self.world.cx.clone())?);
+        let int8 = self.args.data.run(&self.exam, &session, "int8", self.world)?;
+        let report = self.args.data.report(&self.exam, &[&self.float, &int8], self.world);
+        let on = self.args.data.gate_on;
+        let verdicts: Vec<Verdict> =
+            self.gates.iter().map(|g| g.decide(&report, on)).collect::<Result<_>>()?;
+        *self.verdicts.borrow_mut() = verdicts.clone();
+        if let Some(failed) = verdicts.iter().find(|v| !v.passed) {
+            return Err(Error::mismatch(failed.sentence())
+                .at(format!("{} (not written)", self.args.output.display()))
+                .hint(advice(failed, self.exam.rows())));
+        }
+        Ok(verdicts.iter().map(|v| self.record(v)).collect())
+    }
+
+    fn record(&self, v: &Verdict) -> GateRecord {
+        let text = |x: f64| format!("{x:.4}");
+        GateRecord {
+            data: [self.data.clone()].into(),
+            decided_on: v.on.name().to_owned(),
+            figure: v.figure.map_or_else(String::new, text),
+            gate: v.gate.clone(),
+            interval: v.interval.map_or_else(Vec::new, |ends| ends.map(text).to_vec()),
+            reference: v.reference.map(text),
+            rows: self.exam.rows() as u64,
+            value: text(v.value),
+        }
+    }
 }
 
 fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
@@ -79,7 +195,7 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
                 "{} of {}{}",
                 count(int8),
                 count(report.plan.len()),
-                if float > 0 { " (the rest skipped)" } else { "" }
+                if float > 0 { " (the rest in float)" } else { "" }
             ),
         ),
         ("tensors left out", count(report.ignored.len())),

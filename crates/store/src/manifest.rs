@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 /// File name of the manifest.
 pub const NAME: &str = "qberta.json";
 
-/// Version of the artefact format this crate writes; it reads this one only.
-pub const FORMAT_VERSION: u32 = 1;
+/// Newest version of the artefact format. A manifest carries the lowest version that can say what it says
+/// ([`Manifest::seal`]), so what version 1 could say is written as version 1, byte for byte.
+pub const FORMAT_VERSION: u32 = 2;
 
 // Fields are declared in alphabetical order: serde writes them in this order, and the file has sorted keys.
 
@@ -28,6 +29,9 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileRecord>,
     /// See [`FORMAT_VERSION`].
     pub format_version: u32,
+    /// Gates that it passed before it was written (version 2).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<GateRecord>,
     /// Tensors of the source that were left out, with the reason.
     pub ignored_tensors: BTreeMap<String, String>,
     /// What was decided for each module that could be quantized.
@@ -64,6 +68,32 @@ pub struct RecipeRecord {
     pub name: String,
     /// Patterns of modules kept in float.
     pub skip: Vec<String>,
+    /// The canonical text of a recipe that is not a preset (version 2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toml: Option<String>,
+}
+
+/// A gate that an artefact passed. Figures are in points, as decimal text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateRecord {
+    /// The data it was decided on: its name, size and digest.
+    pub data: BTreeMap<String, FileRecord>,
+    /// What decided: `interval` (its lower end) or `point`.
+    pub decided_on: String,
+    /// The figure of the artefact.
+    pub figure: String,
+    /// The gate as written.
+    pub gate: String,
+    /// The 95 % interval of `value`, empty if there is none.
+    pub interval: Vec<String>,
+    /// The figure of the float model, where it was compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Examples.
+    pub rows: u64,
+    /// What the gate bounds: the difference from the float model, or the figure.
+    pub value: String,
 }
 
 /// How one module is stored and run.
@@ -133,8 +163,14 @@ impl Manifest {
         Int8Input::Dynamic(grid, self.splits.get(module).cloned().unwrap_or_default())
     }
 
-    /// Sets the digest and gives the bytes of the file.
+    /// The lowest format version that can say what this manifest says.
+    fn version(&self) -> u32 {
+        if self.gates.is_empty() && self.recipe.toml.is_none() { 1 } else { 2 }
+    }
+
+    /// Sets the version and the digest and gives the bytes of the file.
     pub fn seal(&mut self) -> Vec<u8> {
+        self.format_version = self.version();
         self.digest = String::new();
         self.digest = digest::of_bytes(&self.canonical());
         self.canonical()
@@ -163,14 +199,20 @@ impl Manifest {
         }
         let malformed = |e: serde_json::Error| Error::corrupt("manifest is malformed").at(NAME).found(e);
         let version: Version = serde_json::from_slice(bytes).map_err(malformed)?;
-        if version.format_version != FORMAT_VERSION {
+        if !(1..=FORMAT_VERSION).contains(&version.format_version) {
             return Err(Error::unsupported("artefact has another format version")
                 .at(NAME)
-                .expected(FORMAT_VERSION)
+                .expected(format!("1 to {FORMAT_VERSION}"))
                 .found(version.format_version)
                 .hint("use the qberta that wrote it, or quantize the model again"));
         }
         let mut manifest: Manifest = serde_json::from_slice(bytes).map_err(malformed)?;
+        if manifest.format_version != manifest.version() {
+            return Err(Error::corrupt("format version does not belong to the keys of the manifest")
+                .at(NAME)
+                .expected(manifest.version())
+                .found(manifest.format_version));
+        }
         if strict {
             let (recorded, found) = (manifest.digest.clone(), bytes);
             let sealed = manifest.seal();

@@ -13,6 +13,6 @@ pub mod verify;
 pub mod weights;
 
 pub use plan::Plan;
-pub use quantize::{Progress, Report, Request, quantize};
-pub use recipe::{Pattern, Preset, Recipe};
+pub use quantize::{Gate, Progress, Report, Request, quantize, quantize_gated};
+pub use recipe::{Pattern, Recipe};
 pub use verify::{Verified, verify};

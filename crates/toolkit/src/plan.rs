@@ -1,6 +1,6 @@
 //! Recipe and model to plan: one decision for every module that could be quantized, nothing left open.
 
-use crate::recipe::{Preset, Recipe};
+use crate::recipe::{Pattern, Recipe, impossible};
 use qberta_model::{Architecture, Error, Result, Site};
 use qberta_store::layout::{self, Module, Role};
 use qberta_store::manifest::{Decision, Input, Weight};
@@ -9,54 +9,91 @@ use std::collections::BTreeMap;
 /// What was decided, by module name.
 pub type Plan = BTreeMap<String, Decision>;
 
+/// What of a module a recipe can decide.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A linear of the encoder: weight and input.
+    Linear,
+    /// The word table, or the vocabulary projection, which is the word table again or of its kind: the weight.
+    Words,
+}
+
 /// Decides every quantizable module of `arch`: the encoder's linears, the word table, the vocabulary
-/// projection.
+/// projection. Rules count in order, the last to set a key decides it; skipped modules are float.
 ///
-/// Errors: a skip pattern that matches none of them, or patterns that leave nothing to quantize.
+/// Errors: a pattern that matches none of them, a rule that cannot be carried out, or a recipe that leaves
+/// nothing to quantize.
 pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
     let modules = layout::modules(arch);
-    let candidates: Vec<(&Module, Decision)> =
-        modules.iter().filter_map(|m| default(m, recipe.preset).map(|d| (m, d))).collect();
-    for pattern in &recipe.skip {
-        if !candidates.iter().any(|(m, _)| pattern.matches(&m.name)) {
-            let float = modules.iter().any(|m| pattern.matches(&m.name));
-            let example = candidates.first().map_or("", |(m, _)| m.name.as_str());
-            return Err(Error::input("pattern matches nothing that would be quantized")
-                .at("--skip")
-                .found(format!("{:?}", pattern.text()))
-                .hint(if float {
-                    "it names modules that stay in float anyway; drop the option".to_owned()
-                } else {
-                    format!("module names look like {example}; `qberta inspect` lists them all")
-                }));
+    let candidates: Vec<(&Module, Kind)> = modules.iter().filter_map(|m| kind(m).map(|k| (m, k))).collect();
+    let somewhere = |pattern: &Pattern, place: &str| -> Result<()> {
+        if candidates.iter().any(|(m, _)| pattern.matches(&m.name)) {
+            return Ok(());
+        }
+        let float = modules.iter().any(|m| pattern.matches(&m.name));
+        let example = candidates.first().map_or("", |(m, _)| m.name.as_str());
+        Err(Error::input("pattern matches nothing that would be quantized")
+            .at(place)
+            .found(format!("{:?}", pattern.text()))
+            .hint(if float {
+                "it names modules that stay in float anyway; drop it".to_owned()
+            } else {
+                format!("module names look like {example}; `qberta inspect` lists them all")
+            }))
+    };
+    for rule in &recipe.rules {
+        rule.modules.iter().try_for_each(|p| somewhere(p, &rule.place))?;
+        let linear = candidates.iter().any(|(m, k)| *k == Kind::Linear && rule.matches(&m.name));
+        if rule.input.is_some() && !linear {
+            return Err(Error::input("rule sets the input of modules that have none: a table is looked up")
+                .at(&rule.place)
+                .hint("drop input, or match a linear"));
         }
     }
-    let plan: Plan = candidates
-        .into_iter()
-        .map(|(m, d)| {
-            let skipped = recipe.skip.iter().any(|p| p.matches(&m.name));
-            (m.name.clone(), if skipped { Decision::FLOAT } else { d })
-        })
-        .collect();
+    recipe.skip.iter().try_for_each(|p| somewhere(p, "--skip"))?;
+    let mut plan = Plan::new();
+    for (module, kind) in candidates {
+        plan.insert(module.name.clone(), decide(&module.name, kind, recipe)?);
+    }
     if plan.values().all(|d| d.weight == Weight::Float) {
-        return Err(Error::input("every module is skipped: there is nothing left to quantize").at("--skip"));
+        return Err(Error::input("every module stays in float: there is nothing left to quantize")
+            .at(if recipe.skip.is_empty() { "--recipe" } else { "--skip" }));
     }
     Ok(plan)
 }
 
-/// The preset's decision for a module, `None` if the module is never quantized.
-fn default(module: &Module, preset: Preset) -> Option<Decision> {
-    let Preset::Dynamic = preset;
+fn decide(name: &str, kind: Kind, recipe: &Recipe) -> Result<Decision> {
+    let mut weight = if kind == Kind::Linear { recipe.linear_weight } else { recipe.word_weight };
+    let mut input = if kind == Kind::Linear { recipe.linear_input } else { Input::Float };
+    // The rule that set each, counted from 1; the sections count as 0.
+    let (mut weight_by, mut input_by) = (0, 0);
+    for (number, rule) in (1..).zip(&recipe.rules).filter(|(_, r)| r.matches(name)) {
+        if let Some(asked) = rule.weight {
+            (weight, weight_by) = (asked, number);
+        }
+        if let (Some(asked), Kind::Linear) = (rule.input, kind) {
+            (input, input_by) = (asked, number);
+        }
+    }
+    if recipe.skip.iter().any(|p| p.matches(name)) {
+        return Ok(Decision::FLOAT);
+    }
+    if weight == Weight::Float && input != Input::Float {
+        // A later rule that makes the weight float takes the input with it; the reverse is a contradiction.
+        if input_by > weight_by {
+            let place = recipe.rules.get(input_by - 1).map_or(recipe.name.as_str(), |r| r.place.as_str());
+            return Err(impossible(format!("{place}: {name}")));
+        }
+        input = Input::Float;
+    }
+    Ok(Decision { input, weight })
+}
+
+/// What a recipe can decide about a module, `None` if it is never quantized.
+fn kind(module: &Module) -> Option<Kind> {
     match &module.role {
-        // Asymmetric everywhere: the zero point costs one multiply-add per output in an epilogue that
-        // runs anyway, and the step is never larger than the symmetric one (ARCHITECTURE.md, numerics).
-        Role::Linear(role) if role.encoder => {
-            Some(Decision { input: Input::TokenAsymmetric, weight: Weight::Int8Channel })
-        }
-        // The vocabulary projection is the word table again, or of its kind.
-        Role::Table { site: Site::WordTable, .. } | Role::Vocabulary { .. } => {
-            Some(Decision { input: Input::Float, weight: Weight::Int8Channel })
-        }
+        Role::Linear(role) if role.encoder => Some(Kind::Linear),
+        Role::Table { site: Site::WordTable, .. } | Role::Vocabulary { .. } => Some(Kind::Words),
         _ => None,
     }
 }

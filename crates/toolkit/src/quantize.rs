@@ -13,7 +13,7 @@ use qberta_store::assemble::SCALE;
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
-use qberta_store::manifest::{self, FileRecord, Input, Manifest, RecipeRecord, Weight};
+use qberta_store::manifest::{self, FileRecord, GateRecord, Input, Manifest, RecipeRecord, Weight};
 use qberta_store::{Loaded, Source, Tensor, digest, safetensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -66,11 +66,27 @@ pub struct Report {
     pub probes: usize,
 }
 
+/// Decides whether an artefact may appear: opens the directory it is given (complete but for the proof) and
+/// gives what is to be recorded, or the error that keeps the artefact from being written.
+pub type Gate<'a> = dyn Fn(&Path) -> Result<Vec<GateRecord>> + 'a;
+
 /// Quantizes a checkpoint into an artefact that has reproduced its own outputs.
 ///
 /// Errors: an unusable source, a recipe that does not fit it, a target with content, a full disk, or a
 /// reopened artefact that answers differently. On every error the target is as it was before.
 pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) -> Result<Report> {
+    quantize_gated(request, None, cx, progress)
+}
+
+/// [`quantize`] under a gate.
+///
+/// Errors: also those of the gate; the target is as it was before.
+pub fn quantize_gated(
+    request: &Request<'_>,
+    gate: Option<&Gate<'_>>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Report> {
     check_target(request.out)?;
     progress.stage("reading the checkpoint", 1);
     let source = Source::open(request.model, request.task)?;
@@ -98,6 +114,7 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
         ignored: &account.ignored,
         recipe: request.recipe.record(),
         provenance: source_records(&source)?,
+        gate,
         out: request.out,
     };
     let Written { weight_bytes, artefact_bytes, probes } = write(artefact, cx, progress)?;
@@ -136,6 +153,8 @@ pub(crate) struct Artefact<'a> {
     pub recipe: RecipeRecord,
     /// Files the weights came from.
     pub provenance: BTreeMap<String, FileRecord>,
+    /// What has to agree before it appears.
+    pub gate: Option<&'a Gate<'a>>,
     /// The directory to create.
     pub out: &'a Path,
 }
@@ -150,7 +169,7 @@ pub(crate) struct Written {
 
 /// Writes an artefact beside its place, proves it and moves it there.
 pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progress) -> Result<Written> {
-    let Artefact { source, tensors, plan, splits, ignored, recipe, provenance, out } = artefact;
+    let Artefact { source, tensors, plan, splits, ignored, recipe, provenance, gate, out } = artefact;
     let file = safetensors::write(&tensors)?;
     let config = artefact_config(&source.config, &source.arch, plan);
     let mut config_bytes =
@@ -163,6 +182,7 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
         digest: String::new(),
         files: BTreeMap::new(),
         format_version: manifest::FORMAT_VERSION,
+        gates: Vec::new(),
         ignored_tensors: ignored.clone(),
         plan: plan.clone(),
         probes: Vec::new(),
@@ -201,8 +221,13 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
         let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
         artefact_bytes += put(&name, &bytes)?;
     }
-    let sealed = manifest.seal();
+    let mut sealed = manifest.seal();
     staging.write(manifest::NAME, &sealed)?;
+    if let Some(gate) = gate {
+        manifest.gates = gate(staging.path())?;
+        sealed = manifest.seal();
+        staging.write(manifest::NAME, &sealed)?;
+    }
     artefact_bytes += sealed.len() as u64;
     progress.step();
     let verified = verify_at(staging.path(), cx).map_err(|e| {

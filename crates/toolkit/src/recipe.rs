@@ -1,37 +1,77 @@
-//! What the user asks: a preset by name and the modules to leave in float.
+//! What the user asks: a preset by name or a TOML file, and modules to leave in float.
+//!
+//! ```toml
+//! name = "careful"
+//! base = "dynamic"            # a preset; what is not said here is as there, without a base it is float
+//!
+//! [linears]                   # linears of the encoder
+//! input = "dynamic-symmetric"
+//!
+//! [words]                     # the word table, and the vocabulary projection of masked-LM models
+//! weight = "int8"
+//!
+//! [[rules]]                   # in order; of the rules that match a module, the last to set a key decides it
+//! modules = ["layer.11", "re:attention\\.output"]
+//! weight = "float"
+//! ```
+//!
+//! Presets are such files themselves (`recipes/`). Unknown keys, patterns that match nothing and decisions
+//! that cannot be carried out are errors that name the line.
+
+mod file;
+
+pub(crate) use file::impossible;
 
 use qberta_model::{Error, Result};
-use qberta_store::manifest::RecipeRecord;
+use qberta_store::manifest::{Input, RecipeRecord, Weight};
 use regex::Regex;
+use std::path::Path;
 
-/// A preset.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Preset {
-    /// W8A8: int8 weights per output channel, activations per token while running, int8 word table.
-    Dynamic,
-}
-
-impl Preset {
-    /// Every preset with its name and one line for people.
-    pub const ALL: [(Preset, &'static str, &'static str); 1] = [(
-        Preset::Dynamic,
-        "dynamic",
-        "int8 weights per output channel, int8 activations per token at run time, int8 word table; no data needed",
-    )];
-
-    /// The name used by `--recipe`.
-    pub fn name(self) -> &'static str {
-        Preset::ALL.iter().find(|(p, ..)| *p == self).map_or("", |(_, n, _)| n)
-    }
-}
+/// Every preset: its name and its file.
+pub const PRESETS: [(&str, &str); 2] = [
+    ("dynamic", include_str!("recipes/dynamic.toml")),
+    ("weight-only", include_str!("recipes/weight-only.toml")),
+];
 
 /// A recipe as asked.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// The preset.
-    pub preset: Preset,
-    /// Modules to keep in float.
+    /// Its name.
+    pub name: String,
+    /// One line for people.
+    pub about: String,
+    /// Weights of the encoder's linears.
+    pub linear_weight: Weight,
+    /// Inputs of the encoder's linears.
+    pub linear_input: Input,
+    /// Weights of the word table and the vocabulary projection.
+    pub word_weight: Weight,
+    /// Exceptions, in order.
+    pub rules: Vec<Rule>,
+    /// Modules to keep in float, whatever the rules say.
     pub skip: Vec<Pattern>,
+    /// The file's canonical text, for recipes that are not presets.
+    canonical: Option<String>,
+}
+
+/// What a recipe file says about some modules.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Which modules.
+    pub modules: Vec<Pattern>,
+    /// How their weights are stored.
+    pub weight: Option<Weight>,
+    /// What happens to their inputs.
+    pub input: Option<Input>,
+    /// Where the rule stands, for messages: a file and a line.
+    pub place: String,
+}
+
+impl Rule {
+    /// Whether the rule is about module `name`.
+    pub fn matches(&self, name: &str) -> bool {
+        self.modules.iter().any(|p| p.matches(name))
+    }
 }
 
 impl Recipe {
@@ -39,19 +79,55 @@ impl Recipe {
     ///
     /// Errors: an unknown preset, a malformed pattern.
     pub fn new(name: &str, skip: &[String]) -> Result<Recipe> {
-        let preset = Preset::ALL.iter().find(|(_, n, _)| *n == name).map(|(p, ..)| *p).ok_or_else(|| {
-            let known: Vec<_> = Preset::ALL.iter().map(|(_, n, _)| *n).collect();
-            Error::input("recipe is not known").at("--recipe").expected(known.join(", ")).found(name)
+        let (_, text) = PRESETS.iter().find(|(n, _)| *n == name).ok_or_else(|| {
+            let known: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
+            Error::input("recipe is not known")
+                .at("--recipe")
+                .expected(format!("{}, or a file ending in .toml", known.join(", ")))
+                .found(name)
         })?;
-        let skip = skip.iter().map(|p| Pattern::parse(p)).collect::<Result<_>>()?;
-        Ok(Recipe { preset, skip })
+        let mut recipe = file::parse(text, name)?;
+        recipe.canonical = None;
+        recipe.skipping(skip)
+    }
+
+    /// A preset by name, or the file `asked` if that ends in `.toml`.
+    ///
+    /// Errors: those of [`Recipe::new`] and [`Recipe::parse`], a file that cannot be read.
+    pub fn open(asked: &str, skip: &[String]) -> Result<Recipe> {
+        let path = Path::new(asked);
+        if path.extension().is_none_or(|e| e != "toml") {
+            return Recipe::new(asked, skip);
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            let error = Error::io("cannot read the recipe", path.display(), &e);
+            match PRESETS.iter().find(|(n, _)| asked.strip_suffix(".toml") == Some(n)) {
+                Some((name, _)) => error.hint(format!("the preset is called {name}, without .toml")),
+                None => error,
+            }
+        })?;
+        Recipe::parse(&text, asked)?.skipping(skip)
+    }
+
+    /// A recipe from the text of a file called `name`.
+    ///
+    /// Errors: text that is not such a recipe, with the line.
+    pub fn parse(text: &str, name: &str) -> Result<Recipe> {
+        file::parse(text, name)
+    }
+
+    fn skipping(mut self, skip: &[String]) -> Result<Recipe> {
+        let parse = |p: &String| Pattern::parse(p).map_err(|e| e.at("--skip"));
+        self.skip = skip.iter().map(parse).collect::<Result<_>>()?;
+        Ok(self)
     }
 
     /// The form kept in an artefact.
     pub fn record(&self) -> RecipeRecord {
         RecipeRecord {
-            name: self.preset.name().to_owned(),
+            name: self.name.clone(),
             skip: self.skip.iter().map(|p| p.text.clone()).collect(),
+            toml: self.canonical.clone(),
         }
     }
 }
@@ -80,10 +156,10 @@ impl Pattern {
             }
         };
         if text.strip_prefix("re:").unwrap_or(text).trim_matches('.').is_empty() {
-            return Err(Error::input("pattern is empty").at("--skip").found(format!("{text:?}")));
+            return Err(Error::input("pattern is empty").found(format!("{text:?}")));
         }
         let expression = Regex::new(&source).map_err(|e| {
-            Error::input("pattern is not a regular expression").at("--skip").found(format!("{text:?}: {e}"))
+            Error::input("pattern is not a regular expression").found(format!("{text:?}: {e}"))
         })?;
         Ok(Pattern { text: text.to_owned(), expression })
     }
@@ -100,33 +176,4 @@ impl Pattern {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_patterns_match_whole_parts() {
-        let cases = [
-            ("layer.3", "deberta.encoder.layer.3.output.dense", true),
-            ("layer.3", "deberta.encoder.layer.31.output.dense", false),
-            ("output.dense", "deberta.encoder.layer.3.attention.output.dense", true),
-            ("query_proj", "deberta.encoder.layer.3.attention.self.query_proj", true),
-            ("query", "deberta.encoder.layer.3.attention.self.query_proj", false),
-            ("query*", "deberta.encoder.layer.3.attention.self.query_proj", true),
-            ("word_embeddings", "embeddings.word_embeddings", true),
-            ("layer.*.intermediate", "encoder.layer.12.intermediate.dense", true),
-            ("re:layer\\.[01]\\.", "encoder.layer.1.intermediate.dense", true),
-            ("re:layer\\.[01]\\.", "encoder.layer.2.intermediate.dense", false),
-            ("re:.*output\\.dense$", "encoder.layer.2.output.dense", true),
-        ];
-        for (pattern, name, expected) in cases {
-            assert_eq!(Pattern::parse(pattern).unwrap().matches(name), expected, "{pattern} on {name}");
-        }
-    }
-
-    #[test]
-    fn malformed_patterns_are_refused() {
-        for text in ["", "re:", "re:(", "."] {
-            assert!(Pattern::parse(text).is_err(), "{text:?}");
-        }
-    }
-}
+mod tests;

@@ -83,6 +83,14 @@ pub(crate) fn raw(session: &Session, rows: &[Row], options: &Options) -> Result<
     raw::raw(session, rows, options)
 }
 
+/// A row as the sequences the model runs.
+pub(crate) fn sequences(session: &Session, row: &Row, options: &Options) -> Result<Vec<Sequence>> {
+    match row {
+        Row::Choices { .. } | Row::TokenChoices(_) => raw::choice_sequences(session, row, options),
+        _ => Ok(vec![single(session, row, options)?.0]),
+    }
+}
+
 /// A row as one sequence, with what the tokenizer said about it.
 fn single(session: &Session, row: &Row, options: &Options) -> Result<(Sequence, Option<Encoded>)> {
     let (text, pair) = match row {
@@ -111,14 +119,14 @@ fn each<'r, T>(rows: &'r [Row], f: impl Fn(&'r Row) -> Result<T>) -> Result<Vec<
 }
 
 /// Softmax with the kernels' own arithmetic, so that scores are the same bits everywhere.
-fn softmax(logits: &[f32]) -> Vec<f32> {
+pub(crate) fn softmax(logits: &[f32]) -> Vec<f32> {
     let mut p = logits.to_vec();
     qberta_kernels::softmax_row(&mut p);
     p
 }
 
 /// Logistic function as a two-way softmax against zero: the same bits everywhere.
-fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     softmax(&[x, 0.0])[0]
 }
 

@@ -97,8 +97,9 @@ pub fn rescue(
         plan: &plan,
         splits,
         ignored: &ignored,
-        recipe: RecipeRecord { name: RECIPE.to_owned(), skip: Vec::new() },
+        recipe: RecipeRecord { name: RECIPE.to_owned(), skip: Vec::new(), toml: None },
         provenance,
+        gate: None,
         out,
     };
     let Written { artefact_bytes, probes, .. } = write(artefact, cx, progress)?;

@@ -1,0 +1,251 @@
+//! The TOML form of recipes.
+
+use super::{PRESETS, Pattern, Recipe, Rule};
+use qberta_model::{Error, Result};
+use qberta_store::manifest::{Input, Weight};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    name: Spanned<String>,
+    about: Option<String>,
+    base: Option<Spanned<String>>,
+    linears: Option<Spanned<Linears>>,
+    words: Option<Words>,
+    #[serde(default)]
+    rules: Vec<Spanned<RuleText>>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Linears {
+    weight: Option<WeightName>,
+    input: Option<InputName>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Words {
+    weight: WeightName,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleText {
+    modules: Spanned<OneOrMore>,
+    weight: Option<WeightName>,
+    input: Option<InputName>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a pattern or a list of patterns")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum WeightName {
+    Float,
+    Int8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum InputName {
+    Float,
+    DynamicSymmetric,
+    DynamicAsymmetric,
+}
+
+impl WeightName {
+    const ALL: [(WeightName, Weight); 2] =
+        [(WeightName::Float, Weight::Float), (WeightName::Int8, Weight::Int8Channel)];
+
+    fn weight(self) -> Weight {
+        WeightName::ALL.iter().find(|(n, _)| *n == self).map_or(Weight::Float, |(_, w)| *w)
+    }
+
+    fn of(weight: Weight) -> WeightName {
+        WeightName::ALL.iter().find(|(_, w)| *w == weight).map_or(WeightName::Float, |(n, _)| *n)
+    }
+}
+
+impl InputName {
+    const ALL: [(InputName, Input); 3] = [
+        (InputName::Float, Input::Float),
+        (InputName::DynamicSymmetric, Input::TokenSymmetric),
+        (InputName::DynamicAsymmetric, Input::TokenAsymmetric),
+    ];
+
+    fn input(self) -> Input {
+        InputName::ALL.iter().find(|(n, _)| *n == self).map_or(Input::Float, |(_, i)| *i)
+    }
+
+    fn of(input: Input) -> InputName {
+        InputName::ALL.iter().find(|(_, i)| *i == input).map_or(InputName::Float, |(n, _)| *n)
+    }
+}
+
+/// The canonical form: everything said, in one order, the base worked in.
+#[derive(Serialize)]
+struct Canonical<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    about: &'a str,
+    linears: CanonicalLinears,
+    words: CanonicalWords,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rules: Vec<CanonicalRule<'a>>,
+}
+
+#[derive(Serialize)]
+struct CanonicalLinears {
+    weight: WeightName,
+    input: InputName,
+}
+
+#[derive(Serialize)]
+struct CanonicalWords {
+    weight: WeightName,
+}
+
+#[derive(Serialize)]
+struct CanonicalRule<'a> {
+    modules: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<WeightName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<InputName>,
+}
+
+/// Longer files are not recipes.
+const LONGEST: usize = 1 << 20;
+
+/// Parses the text of the file called `at`.
+pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
+    let line = |span: &Range<usize>| {
+        let before = text.as_bytes().iter().take(span.start).filter(|b| **b == b'\n').count();
+        format!("{at} line {}", before + 1)
+    };
+    if text.len() > LONGEST {
+        return Err(Error::input("recipe is too long").at(at).expected(format!("at most {LONGEST} bytes")));
+    }
+    let file: File = toml::from_str(text).map_err(|e| {
+        let place = e.span().map_or_else(|| at.to_owned(), |span| line(&span));
+        Error::input("recipe cannot be read").at(place).found(e.message().trim())
+    })?;
+    let preset = |name: &str| PRESETS.iter().find(|(n, _)| *n == name).map(|(_, text)| *text);
+    let mut recipe = match &file.base {
+        Some(base) => match preset(base.get_ref()) {
+            Some(text) if base.get_ref() != at => parse(text, base.get_ref())?,
+            _ => {
+                let known: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
+                return Err(Error::input("base is not a preset")
+                    .at(line(&base.span()))
+                    .expected(known.join(", "))
+                    .found(base.get_ref()));
+            }
+        },
+        None => Recipe {
+            name: String::new(),
+            about: String::new(),
+            linear_weight: Weight::Float,
+            linear_input: Input::Float,
+            word_weight: Weight::Float,
+            rules: Vec::new(),
+            skip: Vec::new(),
+            canonical: None,
+        },
+    };
+    let name = file.name.get_ref();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+        return Err(Error::input("recipe has no usable name")
+            .at(line(&file.name.span()))
+            .expected("at most 64 letters, digits, dots, dashes and underscores")
+            .found(format!("{name:?}")));
+    }
+    if preset(name).is_some_and(|known| known != text) {
+        return Err(Error::input("recipe has the name of a preset")
+            .at(line(&file.name.span()))
+            .found(name)
+            .hint("artefacts record the name: choose another, and base = \"..\" to start from the preset"));
+    }
+    recipe.name = name.clone();
+    recipe.about = file.about.unwrap_or_default();
+    if let Some(section) = &file.linears {
+        let Linears { weight, input } = *section.get_ref();
+        if weight == Some(WeightName::Float) && input.is_some_and(|i| i != InputName::Float) {
+            return Err(impossible(line(&section.span())));
+        }
+        if let Some(weight) = weight {
+            recipe.linear_weight = weight.weight();
+        }
+        if let Some(input) = input {
+            recipe.linear_input = input.input();
+        }
+    }
+    if let Some(Words { weight }) = &file.words {
+        recipe.word_weight = weight.weight();
+    }
+    for rule in &file.rules {
+        let place = line(&rule.get_ref().modules.span());
+        let RuleText { modules, weight, input } = rule.get_ref();
+        let texts: &[String] = match modules.get_ref() {
+            OneOrMore::One(text) => std::slice::from_ref(text),
+            OneOrMore::More(texts) => texts,
+        };
+        if texts.is_empty() {
+            return Err(Error::input("rule has no pattern").at(place));
+        }
+        if weight.is_none() && input.is_none() {
+            return Err(Error::input("rule decides nothing")
+                .at(place)
+                .expected("weight = \"..\" or input = \"..\""));
+        }
+        if *weight == Some(WeightName::Float) && input.is_some_and(|i| i != InputName::Float) {
+            return Err(impossible(place));
+        }
+        let parsed = |text: &String| Pattern::parse(text).map_err(|e| e.at(&place));
+        recipe.rules.push(Rule {
+            modules: texts.iter().map(parsed).collect::<Result<_>>()?,
+            weight: weight.map(WeightName::weight),
+            input: input.map(InputName::input),
+            place: place.clone(),
+        });
+    }
+    recipe.canonical = Some(canonical(&recipe)?);
+    Ok(recipe)
+}
+
+/// The error for a quantized input of a float weight.
+pub(crate) fn impossible(place: impl std::fmt::Display) -> Error {
+    Error::input("a float weight takes a float input")
+        .at(place)
+        .expected("input = \"float\", or weight = \"int8\"")
+        .hint("an integer product needs codes on both sides")
+}
+
+fn canonical(recipe: &Recipe) -> Result<String> {
+    let rules = recipe.rules.iter().map(|r| CanonicalRule {
+        modules: r.modules.iter().map(Pattern::text).collect(),
+        weight: r.weight.map(WeightName::of),
+        input: r.input.map(InputName::of),
+    });
+    let form = Canonical {
+        name: &recipe.name,
+        about: &recipe.about,
+        linears: CanonicalLinears {
+            weight: WeightName::of(recipe.linear_weight),
+            input: InputName::of(recipe.linear_input),
+        },
+        words: CanonicalWords { weight: WeightName::of(recipe.word_weight) },
+        rules: rules.collect(),
+    };
+    toml::to_string(&form).map_err(|e| Error::input("recipe cannot be written").at(&recipe.name).found(e))
+}
