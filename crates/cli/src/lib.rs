@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 the check failed (`verify`), 2 the command could not run.
 
+mod data;
 mod demo;
 mod doctor;
 mod export;

@@ -13,8 +13,11 @@ use std::collections::BTreeMap;
 /// File name of the manifest.
 pub const NAME: &str = "qberta.json";
 
-/// Version of the artefact format this crate writes; it reads this one only.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest version of the artefact format; older ones are read too.
+///
+/// 1: dynamic and weight-only modules. 2: static inputs and the record of their calibration. An artefact is
+/// written with the oldest version that can say what it holds.
+pub const FORMAT_VERSION: u32 = 2;
 
 // Fields are declared in alphabetical order: serde writes them in this order, and the file has sorted keys.
 
@@ -22,6 +25,9 @@ pub const FORMAT_VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// Where the scales of static inputs came from; present exactly when there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationRecord>,
     /// SHA-256 of the canonical bytes with this field empty.
     pub digest: String,
     /// Every other file of the artefact by name.
@@ -44,6 +50,20 @@ pub struct Manifest {
     pub tensors: BTreeMap<String, String>,
     /// The version of the tool that wrote it.
     pub tool: String,
+}
+
+/// The data that set the scales of static inputs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationRecord {
+    /// How ranges were chosen.
+    pub observer: String,
+    /// Sequences seen.
+    pub sequences: u64,
+    /// SHA-256 of their token ids and types, in order.
+    pub sha256: String,
+    /// Tokens seen.
+    pub tokens: u64,
 }
 
 /// Size and digest of a file.
@@ -88,6 +108,9 @@ pub enum Input {
     /// Quantized per token while running, `(code - zero_point) * scale`.
     #[serde(rename = "int8 per-token asymmetric dynamic")]
     TokenAsymmetric,
+    /// Quantized with one stored grid, `(code - zero_point) * scale`.
+    #[serde(rename = "int8 per-tensor asymmetric static")]
+    TensorStatic,
 }
 
 /// How a weight is stored.
@@ -125,12 +148,44 @@ pub struct Probe {
 impl Manifest {
     /// How `module` treats its input, as the loader needs to know it.
     pub fn int8_input(&self, module: &str) -> Int8Input {
+        let split = || self.splits.get(module).cloned().unwrap_or_default();
         let grid = match self.plan.get(module).map(|d| d.input) {
             None | Some(Input::Float) => return Int8Input::Float,
+            Some(Input::TensorStatic) => return Int8Input::Static(split()),
             Some(Input::TokenSymmetric) => RowGrid::Symmetric,
             Some(Input::TokenAsymmetric) => RowGrid::Asymmetric,
         };
-        Int8Input::Dynamic(grid, self.splits.get(module).cloned().unwrap_or_default())
+        Int8Input::Dynamic(grid, split())
+    }
+
+    /// The oldest format version that can say what is planned.
+    pub fn version_for(plan: &BTreeMap<String, Decision>) -> u32 {
+        if plan.values().any(|d| d.input == Input::TensorStatic) { 2 } else { 1 }
+    }
+
+    /// Whether version, plan and calibration belong together.
+    fn consistent(&self) -> Result<()> {
+        let needed = Manifest::version_for(&self.plan);
+        if self.format_version != needed {
+            return Err(Error::corrupt("format version does not fit what the manifest says")
+                .at(NAME)
+                .expected(needed)
+                .found(self.format_version));
+        }
+        match (&self.calibration, needed) {
+            (Some(c), 2) if c.sequences > 0 && c.tokens > 0 => Ok(()),
+            (None, 1) => Ok(()),
+            (Some(_), 2) => Err(Error::corrupt("static inputs were calibrated on nothing").at(NAME)),
+            (Some(_), _) => {
+                Err(Error::corrupt("calibration is recorded, but no input of the plan is static").at(NAME))
+            }
+            (None, _) => {
+                let module = self.plan.iter().find(|(_, d)| d.input == Input::TensorStatic);
+                Err(Error::corrupt("input is static, but no calibration is recorded")
+                    .at(NAME)
+                    .found(module.map_or("", |(name, _)| name)))
+            }
+        }
     }
 
     /// Sets the digest and gives the bytes of the file.
@@ -163,14 +218,15 @@ impl Manifest {
         }
         let malformed = |e: serde_json::Error| Error::corrupt("manifest is malformed").at(NAME).found(e);
         let version: Version = serde_json::from_slice(bytes).map_err(malformed)?;
-        if version.format_version != FORMAT_VERSION {
+        if !(1..=FORMAT_VERSION).contains(&version.format_version) {
             return Err(Error::unsupported("artefact has another format version")
                 .at(NAME)
-                .expected(FORMAT_VERSION)
+                .expected(format!("1 to {FORMAT_VERSION}"))
                 .found(version.format_version)
                 .hint("use the qberta that wrote it, or quantize the model again"));
         }
         let mut manifest: Manifest = serde_json::from_slice(bytes).map_err(malformed)?;
+        manifest.consistent()?;
         if strict {
             let (recorded, found) = (manifest.digest.clone(), bytes);
             let sealed = manifest.seal();

@@ -1,9 +1,11 @@
 //! Float checkpoint to trustworthy int8 artefact: recipes, plans, quantization, probes, verification.
 //! Sees token ids, never text.
 
+pub mod calibrate;
 pub mod doctor;
 pub mod export;
 pub mod hf_config;
+pub mod observe;
 pub mod outliers;
 pub mod plan;
 pub mod probe;
@@ -12,7 +14,9 @@ pub mod recipe;
 pub mod verify;
 pub mod weights;
 
+pub use calibrate::{Calibration, CalibrationReport};
+pub use observe::Method;
 pub use plan::Plan;
-pub use quantize::{Progress, Report, Request, quantize};
+pub use quantize::{Progress, Report, Request, quantize, quantize_calibrated};
 pub use recipe::{Pattern, Preset, Recipe};
 pub use verify::{Verified, verify};

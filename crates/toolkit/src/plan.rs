@@ -1,8 +1,8 @@
 //! Recipe and model to plan: one decision for every module that could be quantized, nothing left open.
 
 use crate::recipe::{Preset, Recipe};
-use qberta_model::{Architecture, Error, Result, Site};
-use qberta_store::layout::{self, Module, Role};
+use qberta_model::{Architecture, Error, Result, Site, Slot};
+use qberta_store::layout::{self, LinearRole, Module, Role};
 use qberta_store::manifest::{Decision, Input, Weight};
 use std::collections::BTreeMap;
 
@@ -46,8 +46,17 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
 
 /// The preset's decision for a module, `None` if the module is never quantized.
 fn default(module: &Module, preset: Preset) -> Option<Decision> {
-    let Preset::Dynamic = preset;
+    let positions = |role: &LinearRole| {
+        role.sites.iter().all(|(s, _)| matches!(s, Site::Layer(_, Slot::PositionKey | Slot::PositionQuery)))
+    };
     match &module.role {
+        // These run once, at load, on float input: no calibration data ever reaches them.
+        Role::Linear(role) if role.encoder && preset == Preset::Static && positions(role) => {
+            Some(Decision { input: Input::Float, weight: Weight::Int8Channel })
+        }
+        Role::Linear(role) if role.encoder && preset == Preset::Static => {
+            Some(Decision { input: Input::TensorStatic, weight: Weight::Int8Channel })
+        }
         // Asymmetric everywhere: the zero point costs one multiply-add per output in an epilogue that
         // runs anyway, and the step is never larger than the symmetric one (ARCHITECTURE.md, numerics).
         Role::Linear(role) if role.encoder => {

@@ -1,19 +1,20 @@
 //! Float checkpoint to artefact: plan, quantize, write beside the target, sync, reopen, replay, rename.
 
+use crate::calibrate::{Calibrated, Calibration, CalibrationReport, calibrate};
 use crate::hf_config::artefact_config;
 use crate::outliers;
 use crate::plan::{Plan, plan};
 use crate::probe;
-use crate::recipe::Recipe;
+use crate::recipe::{Preset, Recipe};
 use crate::verify::verify_at;
 use crate::weights;
 use qberta_kernels::Context;
 use qberta_model::{Error, Model, Result, Site, Task};
-use qberta_store::assemble::SCALE;
+use qberta_store::assemble::{INPUT_GRID, SCALE};
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
-use qberta_store::manifest::{self, FileRecord, Input, Manifest, RecipeRecord, Weight};
+use qberta_store::manifest::{self, CalibrationRecord, FileRecord, Input, Manifest, RecipeRecord, Weight};
 use qberta_store::{Loaded, Source, Tensor, digest, safetensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -64,13 +65,47 @@ pub struct Report {
     pub ignored: BTreeMap<String, String>,
     /// Probes replayed.
     pub probes: usize,
+    /// What calibration found, if there was any.
+    pub calibration: Option<CalibrationReport>,
 }
 
 /// Quantizes a checkpoint into an artefact that has reproduced its own outputs.
 ///
-/// Errors: an unusable source, a recipe that does not fit it, a target with content, a full disk, or a
-/// reopened artefact that answers differently. On every error the target is as it was before.
+/// Errors: an unusable source, a recipe that does not fit it or needs calibration data, a target with content,
+/// a full disk, or a reopened artefact that answers differently. On every error the target is as it was before.
 pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) -> Result<Report> {
+    if request.recipe.preset == Preset::Static {
+        return Err(Error::input("recipe static needs calibration data")
+            .at("--calibration")
+            .hint("give a file of rows like those the model will see; a few hundred are usual"));
+    }
+    make(request, None, cx, progress)
+}
+
+/// The same for a recipe with static inputs, which are calibrated on `data`.
+///
+/// Errors: as [`quantize`], and data that are empty, that the model cannot take, or that no part of the recipe uses.
+pub fn quantize_calibrated(
+    request: &Request<'_>,
+    data: Calibration<'_>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    if request.recipe.preset != Preset::Static {
+        return Err(Error::input("recipe uses no calibration data")
+            .at("--calibration")
+            .found(format!("recipe {}", request.recipe.preset.name()))
+            .hint("drop the option, or use --recipe static"));
+    }
+    make(request, Some(data), cx, progress)
+}
+
+fn make(
+    request: &Request<'_>,
+    data: Option<Calibration<'_>>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Report> {
     check_target(request.out)?;
     progress.stage("reading the checkpoint", 1);
     let source = Source::open(request.model, request.task)?;
@@ -83,13 +118,23 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
     // Building the float model checks every tensor (presence, shape, finite values) before any work.
     let Loaded { model, mut account } = source.load(cx)?;
     let splits = splits(&model, &plan);
-    drop(model);
     progress.step();
+    let calibrated = data.map(|data| calibrate(&model, &plan, &splits, data, cx, progress)).transpose()?;
+    drop(model);
 
     let mut used = account.used.clone();
     let source = untied(source, &plan, &mut used)?;
     account.ignored.retain(|name, _| !used.contains(name));
-    let tensors = quantize_tensors(&source, &plan, &used, progress)?;
+    let mut tensors = quantize_tensors(&source, &plan, &used, progress)?;
+    if let Some(Calibrated { grids, .. }) = &calibrated {
+        for (module, grid) in grids {
+            let [scale, zero] = INPUT_GRID.map(|end| format!("{module}.{end}"));
+            tensors.insert(scale, Tensor::from_f32(vec![1], &[grid.scale()])?);
+            // compressed-tensors counts codes from -128.
+            tensors.insert(zero, Tensor::from_i8(vec![1], &[(grid.zero() ^ 0x80).cast_signed()])?);
+        }
+    }
+    let (calibration, record) = calibrated.map(|c| (c.report, c.record)).unzip();
     let artefact = Artefact {
         source: &source,
         tensors,
@@ -98,6 +143,7 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
         ignored: &account.ignored,
         recipe: request.recipe.record(),
         provenance: source_records(&source)?,
+        calibration: record,
         out: request.out,
     };
     let Written { weight_bytes, artefact_bytes, probes } = write(artefact, cx, progress)?;
@@ -117,6 +163,7 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
         artefact_bytes,
         ignored: account.ignored,
         probes,
+        calibration,
     })
 }
 
@@ -136,6 +183,8 @@ pub(crate) struct Artefact<'a> {
     pub recipe: RecipeRecord,
     /// Files the weights came from.
     pub provenance: BTreeMap<String, FileRecord>,
+    /// The data behind static inputs.
+    pub calibration: Option<CalibrationRecord>,
     /// The directory to create.
     pub out: &'a Path,
 }
@@ -150,9 +199,9 @@ pub(crate) struct Written {
 
 /// Writes an artefact beside its place, proves it and moves it there.
 pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progress) -> Result<Written> {
-    let Artefact { source, tensors, plan, splits, ignored, recipe, provenance, out } = artefact;
+    let Artefact { source, tensors, plan, splits, ignored, recipe, provenance, calibration, out } = artefact;
     let file = safetensors::write(&tensors)?;
-    let config = artefact_config(&source.config, &source.arch, plan);
+    let config = artefact_config(&source.config, &source.arch, plan, &splits);
     let mut config_bytes =
         serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
     config_bytes.push(b'\n');
@@ -160,9 +209,10 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
     progress.stage("recording probes", 1);
     let sequences = probe::inputs(&source.arch);
     let mut manifest = Manifest {
+        calibration,
         digest: String::new(),
         files: BTreeMap::new(),
-        format_version: manifest::FORMAT_VERSION,
+        format_version: Manifest::version_for(plan),
         ignored_tensors: ignored.clone(),
         plan: plan.clone(),
         probes: Vec::new(),

@@ -9,15 +9,24 @@ use regex::Regex;
 pub enum Preset {
     /// W8A8: int8 weights per output channel, activations per token while running, int8 word table.
     Dynamic,
+    /// W8A8: the same, with one grid per input from calibration data.
+    Static,
 }
 
 impl Preset {
     /// Every preset with its name and one line for people.
-    pub const ALL: [(Preset, &'static str, &'static str); 1] = [(
-        Preset::Dynamic,
-        "dynamic",
-        "int8 weights per output channel, int8 activations per token at run time, int8 word table; no data needed",
-    )];
+    pub const ALL: [(Preset, &'static str, &'static str); 2] = [
+        (
+            Preset::Dynamic,
+            "dynamic",
+            "int8 weights per output channel, int8 activations per token at run time, int8 word table; no data needed",
+        ),
+        (
+            Preset::Static,
+            "static",
+            "the same with one stored grid per input instead of one per token; needs calibration data",
+        ),
+    ];
 
     /// The name used by `--recipe`.
     pub fn name(self) -> &'static str {

@@ -92,6 +92,7 @@ pub fn rescue(
         ignored: &ignored,
         recipe: RecipeRecord { name: RECIPE.to_owned(), skip: Vec::new() },
         provenance,
+        calibration: None,
         out,
     };
     let Written { artefact_bytes, probes, .. } = write(artefact, cx, progress)?;
