@@ -126,6 +126,14 @@ impl Session {
         tasks::raw(self, rows, options)
     }
 
+    /// What the model sees of `row`: one sequence, or one for each choice; a question and its context are
+    /// cut to one sequence.
+    ///
+    /// Errors: a row that the task cannot read.
+    pub fn sequences(&self, row: &Row, options: &Options) -> Result<Vec<Sequence>> {
+        tasks::sequences(self, row, options)
+    }
+
     /// The longest input in tokens: what was asked, else what the tokenizer says, both within what the
     /// model can embed. `None` means no limit but memory.
     pub fn length_limit(&self, asked: Option<usize>) -> Option<usize> {

@@ -83,6 +83,14 @@ pub(crate) fn raw(session: &Session, rows: &[Row], options: &Options) -> Result<
     raw::raw(session, rows, options)
 }
 
+/// A row as the sequences the model runs.
+pub(crate) fn sequences(session: &Session, row: &Row, options: &Options) -> Result<Vec<Sequence>> {
+    match row {
+        Row::Choices { .. } | Row::TokenChoices(_) => raw::choice_sequences(session, row, options),
+        _ => Ok(vec![single(session, row, options)?.0]),
+    }
+}
+
 /// A row as one sequence, with what the tokenizer said about it.
 fn single(session: &Session, row: &Row, options: &Options) -> Result<(Sequence, Option<Encoded>)> {
     let (text, pair) = match row {
