@@ -1,53 +1,53 @@
-//! Rows of a data file for verbs that run a model over them: JSONL, or plain lines of text.
+//! Data files of verbs that run a model over rows: what was read, as sequences.
 
-use qberta_model::{Error, Result};
-use qberta_runtime::Row;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use crate::World;
+use qberta_model::{Error, Result, Sequence};
+use qberta_runtime::dataset::{Columns, Dataset, Form, Target};
+use qberta_runtime::{Options, Row, Session};
 use std::path::Path;
 
-/// A row with its place for messages, and its label if it has one.
-pub struct Labelled {
-    pub place: String,
-    pub row: Row,
-    pub label: Option<String>,
+/// Rows of a data file that a model can run.
+pub struct Data {
+    /// The rows in order.
+    pub rows: Vec<Row>,
+    /// The label of each row, as the file spells it.
+    pub labels: Vec<Option<String>>,
+    /// What the model sees of each row: one sequence, or one for each choice.
+    pub sequences: Vec<Vec<Sequence>>,
 }
 
-/// The first `limit` rows of the file at `path`.
+/// The first `limit` rows of the file at `path`, as `session` reads them; `option` is what named the file.
 ///
-/// Errors: no file, no row in it, a row that cannot be read, named by its line.
-pub fn read(path: &Path, limit: Option<usize>) -> Result<Vec<Labelled>> {
-    let file = File::open(path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
-    let mut rows = Vec::new();
-    for (i, line) in BufReader::new(file).lines().enumerate() {
-        if limit.is_some_and(|n| rows.len() >= n) {
-            break;
-        }
-        let place = format!("{} line {}", path.display(), i + 1);
-        let line = line.map_err(|e| Error::io("cannot read", &place, &e))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let (row, label) = parse(&line).map_err(|e| e.at(&place))?;
-        rows.push(Labelled { place, row, label });
+/// Errors: no file, no row in it, a row that cannot be read or that the task cannot take, named by its line.
+pub fn read(
+    session: &Session,
+    path: &Path,
+    option: &str,
+    limit: Option<usize>,
+    world: &World,
+) -> Result<Data> {
+    let form = Form::of(session.architecture().head.task);
+    let set = Dataset::open(path, form, &Columns::default()).map_err(|e| e.at(option))?;
+    for remark in set.remarks() {
+        world.screen.warn(&remark);
     }
-    if rows.is_empty() {
+    let mut data = Data { rows: Vec::new(), labels: Vec::new(), sequences: Vec::new() };
+    for example in set.take(limit.unwrap_or(usize::MAX)) {
+        let example = example?;
+        let sequences =
+            session.sequences(&example.row, &Options::standard()).map_err(|e| e.at(&example.place))?;
+        data.sequences.push(sequences);
+        data.rows.push(example.row);
+        data.labels.push(match example.target {
+            Target::Label(label) => Some(label.to_string()),
+            _ => None,
+        });
+    }
+    if data.rows.is_empty() {
         return Err(Error::input("data file holds no row")
+            .at(option)
             .at(path.display())
-            .expected("one row a line: JSON, or a text"));
+            .expected("rows like those the model will see"));
     }
-    Ok(rows)
-}
-
-fn parse(line: &str) -> Result<(Row, Option<String>)> {
-    if !line.trim_start().starts_with('{') {
-        return Ok((Row::text(line), None));
-    }
-    let value: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-    let label = match &value["label"] {
-        serde_json::Value::Null => None,
-        serde_json::Value::String(text) => Some(text.clone()),
-        other => Some(other.to_string()),
-    };
-    Ok((Row::parse(line)?, label))
+    Ok(data)
 }
