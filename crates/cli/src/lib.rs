@@ -4,6 +4,7 @@
 
 mod data;
 mod demo;
+mod diagnose;
 mod doctor;
 mod export;
 mod inspect;
@@ -60,6 +61,7 @@ enum Verb {
     Quantize(quantize::QuantizeArgs),
     Verify(verify::VerifyArgs),
     Predict(Box<predict::PredictArgs>),
+    Diagnose(diagnose::DiagnoseArgs),
     Doctor(doctor::DoctorArgs),
     Export(export::ExportArgs),
     Demo(demo::DemoArgs),
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
         Verb::Quantize(args) => quantize::run(&args, &world),
         Verb::Verify(args) => verify::run(&args, &world),
         Verb::Predict(args) => predict::run(&args, &world),
+        Verb::Diagnose(args) => diagnose::run(&args, &world),
         Verb::Doctor(args) => doctor::run(&args, &world),
         Verb::Export(args) => export::run(&args, &world),
         Verb::Demo(args) => demo::run(&args, &world),

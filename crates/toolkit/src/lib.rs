@@ -2,6 +2,7 @@
 //! Sees token ids, never text.
 
 pub mod calibrate;
+pub mod diagnose;
 pub mod doctor;
 pub mod export;
 pub mod hf_config;
