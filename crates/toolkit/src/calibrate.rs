@@ -5,7 +5,8 @@
 //! would clip, which tells whether more data like it are needed. Then it is merged in, and the stored grids
 //! come from everything.
 
-use crate::observe::{Method, Observer};
+use crate::observe::{Channels, Method, Observer};
+use crate::outliers;
 use crate::plan::Plan;
 use crate::quantize::Progress;
 use qberta_kernels::{Context, FixedGrid, Matrix, Split};
@@ -130,6 +131,45 @@ fn fingerprint(sequences: &[Sequence]) -> String {
     digest::of_bytes(&bytes)
 }
 
+/// Extra columns for the outlier channels of every static input of `plan`, from how far each channel reaches
+/// on the data. Unlike a row's own grid, one for all rows has to hold the largest value of all.
+///
+/// Errors: no sequence, a sequence the model cannot take.
+pub(crate) fn splits(
+    model: &Model,
+    plan: &Plan,
+    data: Calibration<'_>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, Vec<u32>>> {
+    progress.stage("finding outlier channels", data.sequences.len() as u64);
+    let inputs = inputs(model, plan, &BTreeMap::new(), data.method)?;
+    let mut reach = Reach(inputs.keys().map(|site| (*site, Channels::default())).collect());
+    run(model, data.sequences, &mut reach, cx, progress)?;
+    Ok(inputs
+        .into_iter()
+        .map(|(site, input)| (input.module, outliers::split_by(&reach.0[&site].magnitudes())))
+        .filter(|(_, columns)| !columns.is_empty())
+        .collect())
+}
+
+/// How far the channels of each input reach.
+struct Reach(BTreeMap<Site, Channels>);
+
+impl Observe for &mut Reach {
+    fn wants(&self, tap: Tap) -> bool {
+        matches!(tap, Tap::Input(site) if self.0.contains_key(&site))
+    }
+
+    fn see(&mut self, tap: Tap, x: &Matrix) {
+        if let Tap::Input(site) = tap
+            && let Some(channels) = self.0.get_mut(&site)
+        {
+            channels.see(x);
+        }
+    }
+}
+
 /// One input under observation.
 #[derive(Clone)]
 struct Watched {
@@ -214,13 +254,16 @@ impl Observe for &mut Watch {
     }
 }
 
-fn run(
+fn run<O>(
     model: &Model,
     sequences: &[Sequence],
-    watch: &mut Watch,
+    watch: &mut O,
     cx: &Context,
     progress: &dyn Progress,
-) -> Result<()> {
+) -> Result<()>
+where
+    for<'a> &'a mut O: Observe,
+{
     let arch = model.architecture();
     for (i, sequence) in sequences.iter().enumerate() {
         let batch = Batch::new(arch, std::slice::from_ref(sequence))

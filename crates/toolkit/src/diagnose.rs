@@ -6,8 +6,6 @@ mod flips;
 mod ledger;
 mod report;
 mod tally;
-#[cfg(test)]
-mod tests;
 
 pub use flips::{Flip, Stage};
 pub use ledger::{Place, Term};
@@ -19,7 +17,7 @@ use compare::{Compare, Mixed, Pair};
 use flips::Answer;
 use ledger::Ledger;
 use qberta_kernels::{Context, Matrix};
-use qberta_model::{Batch, Error, Model, Result, Sequence, Site, forward};
+use qberta_model::{Batch, Error, Model, Result, Sequence, forward};
 use std::collections::BTreeMap;
 
 /// The rows of a diagnosis, each the sequences of one example (several for multiple choice).
@@ -121,20 +119,17 @@ fn alone(
     cx: &Context,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<Place, Damage>> {
-    let sites: Vec<(Place, Site)> = ledger
-        .order
-        .iter()
-        .filter(|p| ledger.entries[p].made.noise() > 0.0)
-        .filter_map(|p| Some((*p, p.quantized()?)))
-        .collect();
-    progress.stage("quantizing one site at a time", sites.len() as u64);
+    let shared = float.architecture().relative.as_ref().is_some_and(|r| r.shared_projections);
+    let faulty = |p: &&Place| p.runs_alone(shared) && ledger.entries[p].made.noise() > 0.0;
+    let places: Vec<Place> = ledger.order.iter().filter(faulty).copied().collect();
+    progress.stage("quantizing one site at a time", places.len() as u64);
     let arch = float.architecture();
     let mut damage = BTreeMap::new();
-    for (place, site) in sites {
+    for place in places {
         let mut tally = Tally::default();
         for (number, (example, ys)) in examples.iter().zip(outputs).enumerate() {
             for (sequence, y) in example.iter().zip(ys) {
-                let mut engine = Mixed::new(float, other, cx, |at| at == site);
+                let mut engine = Mixed::new(float, other, cx, |at| place.includes(at, shared));
                 let mixed: Matrix = forward(arch, &mut engine, &batch(float, sequence, number)?);
                 tally.see(y.as_slice(), mixed.as_slice());
             }

@@ -117,8 +117,15 @@ fn make(
     let plan = plan(&source.arch, request.recipe)?;
     // Building the float model checks every tensor (presence, shape, finite values) before any work.
     let Loaded { model, mut account } = source.load(cx)?;
-    let splits = splits(&model, &plan);
+    let mut splits = splits(&model, &plan);
     progress.step();
+    if let Some(data) = data {
+        match std::env::var("QB_SPLIT").as_deref() {
+            Ok("data") => splits = crate::calibrate::splits(&model, &plan, data, cx, progress)?,
+            Ok("none") => splits.clear(),
+            _ => {}
+        }
+    }
     let calibrated = data.map(|data| calibrate(&model, &plan, &splits, data, cx, progress)).transpose()?;
     drop(model);
 

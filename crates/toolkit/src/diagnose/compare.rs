@@ -212,16 +212,18 @@ impl Engine for Compare<'_> {
 
 /// An engine in which each site is run by one of two models.
 pub(super) struct Mixed<'m, F> {
+    models: [&'m Model; 2],
     float: Native<'m>,
     other: Native<'m>,
     from_other: F,
 }
 
 impl<'m, F: Fn(Site) -> bool> Mixed<'m, F> {
-    /// `from_other` says which sites the second model runs; the attention of a layer counts as its position
-    /// keys.
+    /// `from_other` says which sites the second model runs. Attention takes its projected tables from either
+    /// by the position sites.
     pub fn new(float: &'m Model, other: &'m Model, cx: &'m Context, from_other: F) -> Mixed<'m, F> {
-        Mixed { float: Native::new(float, cx), other: Native::new(other, cx), from_other }
+        let models = [float, other];
+        Mixed { models, float: Native::new(float, cx), other: Native::new(other, cx), from_other }
     }
 
     fn who(&mut self, at: Site) -> &mut Native<'m> {
@@ -261,7 +263,9 @@ impl<F: Fn(Site) -> bool> Engine for Mixed<'_, F> {
         batch: &Batch,
         rows: Rows,
     ) -> Matrix {
-        self.who(Site::layer(layer, Slot::PositionKey)).attend(layer, q, k, v, batch, rows)
+        let tables = [Slot::PositionKey, Slot::PositionQuery]
+            .map(|slot| self.models[usize::from((self.from_other)(Site::layer(layer, slot)))]);
+        self.float.attend_with(layer, (q, rows), k, v, batch, tables)
     }
 
     fn windows(&mut self, x: &Matrix, taps: usize, batch: &Batch) -> Matrix {

@@ -44,14 +44,29 @@ impl Place {
         }
     }
 
-    /// The site whose quantized form can run alone in a float model; attention stands for the projected
-    /// tables in it.
-    pub fn quantized(self) -> Option<Site> {
-        match self {
-            Place::Site(site) => Some(site),
-            Place::Term(n, Term::Context) => Some(Site::Layer(n, Slot::PositionKey)),
-            Place::Term(..) => None,
-        }
+    /// Whether running `place` alone in quantized form means that `site` is. Attention stands for the projected
+    /// tables in it; weights that project both content and the relative table (`shared`) are wrong for both.
+    pub fn includes(self, site: Site, shared: bool) -> bool {
+        let (Place::Site(Site::Layer(n, own)), Site::Layer(m, slot)) = (self, site) else {
+            return match (self, site) {
+                (Place::Term(n, Term::Context), Site::Layer(m, slot)) => {
+                    n == m && matches!(slot, Slot::PositionKey | Slot::PositionQuery)
+                }
+                (own, site) => own == Place::Site(site),
+            };
+        };
+        let projects = match own {
+            Slot::Query => Slot::PositionQuery,
+            Slot::Key => Slot::PositionKey,
+            other => other,
+        };
+        n == m && (slot == own || shared && slot == projects)
+    }
+
+    /// Whether the place can be quantized on its own. Projected tables can if they have weights of their own,
+    /// else they belong to the query and key projections.
+    pub fn runs_alone(self, shared: bool) -> bool {
+        matches!(self, Place::Site(_)) || !shared && matches!(self, Place::Term(_, Term::Context))
     }
 }
 
