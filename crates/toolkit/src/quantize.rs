@@ -1,6 +1,6 @@
 //! Float checkpoint to artefact: plan, quantize, write beside the target, sync, reopen, replay, rename.
 
-use crate::calibrate::{Calibrated, Calibration, CalibrationReport, calibrate};
+use crate::calibrate::{self, Calibrated, Calibration, CalibrationReport, calibrate};
 use crate::hf_config::artefact_config;
 use crate::outliers;
 use crate::plan::{Plan, plan};
@@ -117,15 +117,11 @@ fn make(
     let plan = plan(&source.arch, request.recipe)?;
     // Building the float model checks every tensor (presence, shape, finite values) before any work.
     let Loaded { model, mut account } = source.load(cx)?;
-    let mut splits = splits(&model, &plan);
     progress.step();
-    if let Some(data) = data {
-        match std::env::var("QB_SPLIT").as_deref() {
-            Ok("data") => splits = crate::calibrate::splits(&model, &plan, data, cx, progress)?,
-            Ok("none") => splits.clear(),
-            _ => {}
-        }
-    }
+    let splits = match data {
+        None => splits(&model, &plan),
+        Some(data) => calibrate::splits(&model, &plan, data, cx, progress)?,
+    };
     let calibrated = data.map(|data| calibrate(&model, &plan, &splits, data, cx, progress)).transpose()?;
     drop(model);
 

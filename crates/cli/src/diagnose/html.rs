@@ -82,7 +82,7 @@ fn ranking(html: &mut String, found: &Diagnosis) {
         "<h2>Places by damage</h2><p class='how'>Damage: how far the outputs move (root mean square, {} rows) when \
          this place alone is quantized. Made: the quantized operation on the float input against the float \
          operation. Arriving and leaving: the quantized run against the float run, before and after. All \
-         in dB; 20 dB more is a tenth of the error. Weights, clipping and rounding are parts of what is made.</p>",
+         in dB; 20 dB more is a tenth of the error. By weights, clipping and rounding: parts of what is made.</p>",
         found.alone_examples
     );
     let rows: Vec<_> = found
@@ -92,26 +92,31 @@ fn ranking(html: &mut String, found: &Diagnosis) {
         .take(12)
         .collect();
     html.push_str(&bars(&rows, "damage by place"));
+    // Without stored grids nothing can clip, and there are no parts to tell apart.
+    let parts = found.places.iter().any(|p| p.clipped.is_some());
+    html.push_str("<table><tr><th>place</th>");
+    for name in ["damage", "made", "by weights"] {
+        let _ = write!(html, "<th class='n'>{name}</th>");
+    }
+    for name in ["by clipping", "by rounding", "clipped"].iter().filter(|_| parts) {
+        let _ = write!(html, "<th class='n'>{name}</th>");
+    }
     html.push_str(
-        "<table><tr><th>place</th><th class='n'>damage</th><th class='n'>made</th><th class='n'>by weights</th>\
-         <th class='n'>by clipping</th><th class='n'>by rounding</th><th class='n'>clipped</th>\
-         <th class='n'>arriving</th><th class='n'>leaving</th><th>outlier channel</th><th>most error in</th></tr>",
+        "<th class='n'>arriving</th><th class='n'>leaving</th><th>outlier channel</th><th>most error in</th></tr>",
     );
     for p in found.ranked().take(PLACES) {
         let poor = p.made.and_then(|e| e.sqnr_db).is_some_and(|db| db < 20.0);
         let _ = write!(html, "<tr><td>{}</td>", escape(&p.place));
         cell(html, &p.damage.map_or(String::new(), |d| format!("{:.5}", d.rms)), "n");
         cell(html, &db(p.made), if poor { "n bad" } else { "n" });
-        for text in [
-            db(p.made_by_weights),
-            db(p.made_by_clipping),
-            db(p.made_by_rounding),
-            clipped(p),
-            db(p.arriving),
-            db(Some(p.accumulated)),
-        ] {
-            cell(html, &text, "n");
+        cell(html, &db(p.made_by_weights), "n");
+        if parts {
+            for text in [db(p.made_by_clipping), db(p.made_by_rounding), clipped(p)] {
+                cell(html, &text, "n");
+            }
         }
+        cell(html, &db(p.arriving), "n");
+        cell(html, &db(Some(p.accumulated)), "n");
         cell(html, &outlier(p), "");
         cell(html, &token(p), "");
         html.push_str("</tr>");
@@ -149,7 +154,8 @@ fn by_layer(html: &mut String, found: &Diagnosis) {
     html.push_str(&lines(&series(&LINEARS, &|p| p.made, ""), &ticks, "layer", "made, dB"));
     html.push_str(
         "<h2>Error arriving at each linear, by layer</h2><p class='how'>Signal to noise of what the quantized run \
-         feeds it. It falls from layer to layer as errors add up.</p>",
+         feeds it. Where it falls errors add up, where it rises they average out. A classifier reads one row of the \
+         last layer, so its last points are over first tokens only (key and value: all).</p>",
     );
     html.push_str(&lines(&series(&LINEARS, &|p| p.arriving, ""), &ticks, "layer", "arriving, dB"));
     html.push_str(

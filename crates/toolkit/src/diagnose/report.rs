@@ -225,7 +225,8 @@ fn channels(magnitudes: &[f64]) -> Vec<Channel> {
 
 fn tokens(tokens: &Tokens) -> Vec<Token> {
     let (noise, rows) = tokens.by_id.values().fold((0.0, 0), |(n, r), (noise, rows)| (n + noise, r + rows));
-    if noise == 0.0 {
+    // Where every row is the same token, as where only the first row is read, there is nothing to tell.
+    if noise == 0.0 || tokens.by_id.len() == 1 {
         return Vec::new();
     }
     let mut all: Vec<Token> = tokens
