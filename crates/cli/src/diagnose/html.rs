@@ -36,10 +36,10 @@ pub fn page(subject: &Subject<'_>, found: &Diagnosis) -> String {
     channels(&mut html, found);
     tokens(&mut html, subject, found);
     flips(&mut html, subject, found);
-    let _ = write!(
+    let _ = writeln!(
         html,
         "<p class='how'>Written by qberta {}. Every number of this page and more: <code>qberta diagnose … --json</code>.</p>\
-         </body></html>\n",
+         </body></html>",
         env!("CARGO_PKG_VERSION")
     );
     html
