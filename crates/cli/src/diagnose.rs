@@ -65,7 +65,8 @@ pub fn run(args: &DiagnoseArgs, world: &World) -> Result<Outcome> {
     let mut found = diagnose(float.model(), quantized.model(), &data.sequences, &world.cx, &world.screen)?;
     world.screen.finish();
     if let Ok(tokenizer) = float.tokenizer() {
-        found.name_tokens(|id| tokenizer.token(id));
+        // SentencePiece writes the space before a word as a bar.
+        found.name_tokens(|id| tokenizer.token(id).map(|t| t.replace('\u{2581}', " ")));
     }
     let subject = Subject { args, data: &data, arch: float.architecture(), session: &float };
     if let Some(path) = &args.html {
@@ -143,13 +144,15 @@ fn outlier(place: &PlaceReport) -> String {
     }
 }
 
+/// A token in quotes, so that the space before a word shows.
+fn token_name(text: &Option<String>, id: u32) -> String {
+    text.as_ref().map_or_else(|| format!("id {id}"), |t| format!("\"{t}\""))
+}
+
 /// The token that carries most of the error.
 fn token(place: &PlaceReport) -> String {
     match place.tokens.first() {
-        Some(t) => {
-            let text = t.text.clone().unwrap_or_else(|| format!("id {}", t.id));
-            format!("{text} ({:.0} %)", 100.0 * t.share)
-        }
+        Some(t) => format!("{} ({:.0} %)", token_name(&t.text, t.id), 100.0 * t.share),
         None => String::new(),
     }
 }

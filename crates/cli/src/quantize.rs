@@ -43,7 +43,7 @@ pub struct QuantizeArgs {
     /// Rows of the calibration file to use [default: all]
     #[arg(long, value_name = "N", requires = "calibration", value_parser = clap::value_parser!(u32).range(1..))]
     rows: Option<u32>,
-    /// How ranges are chosen: minmax, moving-average, histogram, percentile[:P], entropy, mse [default: mse]
+    /// How ranges are chosen: minmax, moving-average, histogram, percentile[:P], entropy, mse [default: minmax]
     #[arg(long, value_name = "NAME", requires = "calibration")]
     observer: Option<String>,
     /// Keep modules in float (repeatable); a pattern that matches nothing is an error
@@ -62,7 +62,7 @@ pub fn run(args: &QuantizeArgs, world: &World) -> Result<Outcome> {
     let report = match &args.calibration {
         None => quantize(&request, &world.cx, progress)?,
         Some(file) => {
-            let method = args.observer.as_deref().map_or(Ok(Method::Mse), Method::parse)?;
+            let method = args.observer.as_deref().map_or(Ok(Method::MinMax), Method::parse)?;
             let session = Session::open(&args.model, request.task, world.cx.clone())?;
             let data = read(&session, file, "--calibration", args.rows.map(|n| n as usize), world)?;
             let sequences = data.sequences.concat();

@@ -82,9 +82,9 @@ fn context_of(seen: &BTreeMap<Tap, Vec<Matrix>>, layer: u16, model: &Model, span
             let mut row = vec![0.0f32; values.cols()];
             for (h, p) in sequence.iter().enumerate() {
                 for j in 0..keys {
-                    for c in h * arch.head_size..(h + 1) * arch.head_size {
-                        row[c] += p.row(i)[j] * values.row(start + j)[c];
-                    }
+                    let cells = h * arch.head_size..(h + 1) * arch.head_size;
+                    let value = &values.row(start + j)[cells.clone()];
+                    row[cells].iter_mut().zip(value).for_each(|(y, v)| *y += p.row(i)[j] * v);
                 }
             }
             rows.push(row);

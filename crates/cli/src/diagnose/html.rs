@@ -1,7 +1,7 @@
 //! The report as one HTML page: no script, no font, no picture from elsewhere.
 
 use super::plot::{Series, bars, escape, lines};
-use super::{Subject, clipped, db, outlier, shortened, token};
+use super::{Subject, clipped, db, outlier, shortened, token, token_name};
 use crate::screen::count;
 use qberta_toolkit::diagnose::{Diagnosis, Errors, PlaceReport};
 use std::fmt::Write;
@@ -226,16 +226,15 @@ fn tokens(html: &mut String, subject: &Subject<'_>, found: &Diagnosis) {
          <table><tr><th>place</th><th>tokens by share</th><th>worst single row</th></tr>",
     );
     for p in found.ranked().filter(|p| !p.tokens.is_empty()).take(10) {
-        let name = |text: &Option<String>, id: u32| text.clone().unwrap_or_else(|| format!("id {id}"));
         let shares: Vec<String> = p
             .tokens
             .iter()
-            .map(|t| format!("{} {:.0} % ({:.1}x)", name(&t.text, t.id), 100.0 * t.share, t.ratio))
+            .map(|t| format!("{} {:.0} % ({:.1}x)", token_name(&t.text, t.id), 100.0 * t.share, t.ratio))
             .collect();
         let worst = p.worst_tokens.first().map_or(String::new(), |w| {
             format!(
                 "{} at {} of row {}: \"{}\"",
-                name(&w.text, w.id),
+                token_name(&w.text, w.id),
                 w.position,
                 w.example + 1,
                 shortened(&subject.text(w.example), 70)

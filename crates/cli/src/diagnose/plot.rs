@@ -194,6 +194,8 @@ mod tests {
         let series = [Series { name: "<b>&'\"".into(), values: vec![Some(1.0)] }];
         let svg = lines(&series, &["<i>".into()], "x", "y");
         assert!(!svg.contains("<b>") && !svg.contains("<i>"), "{svg}");
-        assert!(bars(&[("<b>".into(), 1.0, "<u>".into())], "t").matches('<').count() == 5);
+        let svg = bars(&[("<b>".into(), 1.0, "<u>".into())], "<s>");
+        assert!(["<b>", "<u>", "<s>"].iter().all(|tag| !svg.contains(tag)), "{svg}");
+        assert!(svg.contains("&lt;b&gt;") && svg.contains("&lt;u&gt;"), "{svg}");
     }
 }
