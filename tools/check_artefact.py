@@ -4,6 +4,7 @@ usage: check_artefact.py ARTEFACT SOURCE
 
   weights   every int8 tensor has NAME_scale, float32 [rows, 1], positive; codes within +-127; code * scale within
             half a step of the source (and the float32 rounding of the quotient); float tensors equal the source's bits
+  inputs    the grid of a static input is one positive float32 and one int8, beside an int8 weight
   config    quantization_config is compressed-tensors: every group well formed, every target a module that is
             int8, every other matrix of a linear in the ignore list
   digests   every file and tensor of qberta.json, and qberta.json itself
@@ -19,6 +20,9 @@ import numpy as np
 from reference import read_safetensors
 
 failures = 0
+
+# The grid of a static input, beside its weight.
+GRID = (".input_scale", ".input_zero_point")
 
 # A code is round(value * (1 / scale)) in float32: two roundings of 2**-24 each on a number up to 127.5.
 HALF_A_STEP = 0.5 + 127.5 * 2.0**-23
@@ -37,7 +41,7 @@ def check(name: str, problems: list[str], extent: str) -> None:
 def weights(tensors: dict, source: dict) -> None:
     problems, coded, worst = [], 0, 0.0
     for name, codes in tensors.items():
-        if codes.dtype != np.int8:
+        if codes.dtype != np.int8 or name.endswith(GRID):
             continue
         coded += 1
         scale = tensors.get(name + "_scale")
@@ -59,7 +63,7 @@ def weights(tensors: dict, source: dict) -> None:
     check("codes and scales", problems if coded else ["no int8 tensor"], f"{coded} tensors, at most {worst:.7f} steps off")
     problems, same = [], 0
     for name, values in tensors.items():
-        if values.dtype == np.int8 or (name.endswith("_scale") and name.removesuffix("_scale") in tensors):
+        if values.dtype == np.int8 or name.endswith(GRID) or (name.endswith("_scale") and name.removesuffix("_scale") in tensors):
             continue
         original = find(name, source)
         same += 1
@@ -68,6 +72,17 @@ def weights(tensors: dict, source: dict) -> None:
         elif original.shape != values.shape or original.tobytes() != values.tobytes():
             problems.append(f"{name}: differs from the source")
     check("float tensors", problems, f"{same} equal to the source")
+    problems, grids = [], {n.removesuffix(end) for n in tensors for end in GRID if n.endswith(end)}
+    for module in sorted(grids):
+        scale, zero = (tensors.get(module + end) for end in GRID)
+        if scale is None or scale.dtype != np.float32 or scale.shape != (1,) or not (np.isfinite(scale[0]) and scale[0] > 0):
+            problems.append(f"{module}: input_scale is not one positive float32")
+        if zero is None or zero.dtype != np.int8 or zero.shape != (1,):
+            problems.append(f"{module}: input_zero_point is not one int8")
+        weight = tensors.get(module + ".weight")
+        if weight is None or weight.dtype != np.int8:
+            problems.append(f"{module}: has the grid of an input and no int8 weight")
+    check("static inputs", problems, f"{len(grids)} grids")
 
 
 def find(name: str, source: dict):
@@ -101,7 +116,7 @@ def config(directory: Path, tensors: dict) -> None:
         return check("quantization_config", ["config.json has none"], "absent")
     problems = [f"{k} is {q.get(k)!r}" for k, v in (("quant_method", "compressed-tensors"), ("quantization_status", "compressed")) if q.get(k) != v]
     problems += [f"{k} is missing" for k in ("config_groups", "format", "ignore", "version") if k not in q]
-    coded = {n.removesuffix(".weight") for n, t in tensors.items() if t.dtype == np.int8}
+    coded = {n.removesuffix(".weight") for n, t in tensors.items() if t.dtype == np.int8 and not n.endswith(GRID)}
     # A linear has a matrix; so has a table, which is float unless a group names it.
     matrices = {n.removesuffix(".weight") for n, t in tensors.items() if n.endswith(".weight") and t.ndim == 2}
     tables = {m for m in matrices if m.endswith("_embeddings")}
@@ -111,7 +126,12 @@ def config(directory: Path, tensors: dict) -> None:
         if not group.get("weights", {}).get("symmetric"):
             problems.append(f"{name}: weights are not symmetric")
         if group.get("input_activations") is not None:
-            problems += arguments(f"{name}.input_activations", group["input_activations"], {"token"}, True)
+            given = group["input_activations"]
+            dynamic = given.get("dynamic") is True
+            problems += arguments(f"{name}.input_activations", given, {"token"} if dynamic else {"tensor"}, dynamic)
+            if not dynamic:
+                targeted = group.get("targets", [])
+                problems += [f"{t}: static, and has no grid" for t in targeted if any(t + end not in tensors for end in GRID)]
         if group.get("output_activations") is not None:
             problems.append(f"{name}: has output_activations")
         wanted = "naive-quantized" if group.get("input_activations") is None else "int-quantized"

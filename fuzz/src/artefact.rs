@@ -5,6 +5,7 @@ use qberta::kernels::mapped::Bytes;
 use qberta::model::{Batch, Native, Sequence, forward};
 use qberta::store::manifest::{Decision, Input, Manifest, Weight};
 use qberta::store::{Dtype, Source, Tensor};
+use qberta::toolkit::{Calibration, Conditions, Method, quantize_under};
 use qberta::{Context, Recipe, Request, quantize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -22,6 +23,9 @@ const CASES: [&str; 8] = [
     "roberta-token",
     "electra-sequence",
 ];
+
+/// Those of them that are quantized with stored grids too.
+const STATIC_CASES: [&str; 2] = ["v3-sequence", "v1-sequence"];
 
 struct Base {
     config: Map<String, Value>,
@@ -47,6 +51,16 @@ static BASES: LazyLock<Vec<Base>> = LazyLock::new(|| {
         // The memory maps outlive the directory.
         bases.push(read(&out));
     }
+    let recipe = Recipe::new("static", &[]).expect("the static recipe");
+    for case in STATIC_CASES {
+        let (model, out) = (golden.join(case), scratch.join(format!("{case}-static")));
+        let request = Request { model: &model, out: &out, recipe: &recipe, task: None };
+        let sequences: Vec<Sequence> = (0..4).map(|i| Sequence::of(vec![i, 1, 2, 3, i])).collect();
+        let calibration = Some(Calibration { sequences: &sequences, method: Method::MinMax });
+        let conditions = Conditions { calibration, gate: None };
+        quantize_under(&request, conditions, &CONTEXT, &()).unwrap_or_else(|e| panic!("{case}: {e}"));
+        bases.push(read(&out));
+    }
     let _ = std::fs::remove_dir_all(&scratch);
     bases
 });
@@ -56,16 +70,23 @@ fn read(dir: &Path) -> Base {
     Base { config: source.config, manifest: source.manifest, tensors: source.tensors }
 }
 
-/// A real manifest, cut to a size that mutates well.
-pub fn small_manifest() -> Vec<u8> {
-    let mut manifest =
-        BASES.iter().find_map(|b| b.manifest.clone()).expect("every other base is an artefact");
+/// Real manifests, cut to a size that mutates well: one of a dynamic artefact, one of a static one.
+pub fn small_manifests() -> [Vec<u8>; 2] {
+    let mut manifests = BASES.iter().filter_map(|b| b.manifest.as_ref());
+    let dynamic = manifests.next().expect("every other base is an artefact").clone();
+    let calibrated = manifests.find(|m| m.calibration.is_some()).expect("some bases are static").clone();
+    [dynamic, calibrated].map(small)
+}
+
+fn small(mut manifest: Manifest) -> Vec<u8> {
     manifest.probes.truncate(1);
     for probe in &mut manifest.probes {
         probe.bits.truncate(16);
     }
     let last = |map: &BTreeMap<String, String>| map.last_key_value().map(|(k, v)| (k.clone(), v.clone()));
     manifest.tensors = last(&manifest.tensors).into_iter().collect();
+    let calibrated = manifest.calibration.is_some();
+    manifest.plan.retain(|_, d| !calibrated || d.input == Input::TensorStatic);
     manifest.plan = manifest.plan.into_iter().take(2).collect();
     manifest.seal()
 }
@@ -216,8 +237,10 @@ fn apply(
 }
 
 fn decide(code: u8) -> Decision {
-    let input = [Input::Float, Input::TokenSymmetric, Input::TokenAsymmetric][code as usize % 3];
-    let weight = [Weight::Float, Weight::Int8Channel][code as usize / 3 % 2];
+    const INPUTS: [Input; 4] =
+        [Input::Float, Input::TokenSymmetric, Input::TokenAsymmetric, Input::TensorStatic];
+    let input = INPUTS[code as usize % 4];
+    let weight = [Weight::Float, Weight::Int8Channel][code as usize / 4 % 2];
     Decision { input, weight }
 }
 

@@ -3,7 +3,7 @@
 
 mod artefact;
 
-pub use artefact::{artefact, small_manifest};
+pub use artefact::{artefact, small_manifests};
 
 use qberta::kernels::mapped::Bytes;
 use qberta::runtime::Tokenizer;

@@ -4,6 +4,7 @@ use crate::screen::{self, bytes, count, table};
 use crate::{Outcome, World, task};
 use clap::Args;
 use qberta_model::{Architecture, Reading, Result, Task};
+use qberta_store::assemble::INPUT_GRID;
 use qberta_store::checkpoint::Checkpoint;
 use qberta_store::manifest::Weight;
 use qberta_store::{Source, Tensor};
@@ -48,6 +49,10 @@ pub fn run(args: &InspectArgs, world: &World) -> Result<Outcome> {
     let account = source.load(&world.cx)?.account;
     let plan = source.manifest.as_ref().map(|m| &m.plan);
     let role = |name: &str| -> String {
+        let grid = INPUT_GRID.iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.'));
+        if grid.is_some_and(|module| plan.is_some_and(|p| p.contains_key(module))) {
+            return "grid of the input".into();
+        }
         let module = name.strip_suffix("_scale").unwrap_or(name).trim_end_matches(".weight");
         match (account.ignored.get(name), plan.and_then(|p| p.get(module)).map(|d| d.weight)) {
             (Some(reason), _) => format!("left out: {reason}"),

@@ -4,12 +4,14 @@
 
 mod data;
 mod demo;
+mod diagnose;
 mod doctor;
 mod evaluate;
 mod export;
 mod inspect;
 mod predict;
 mod quantize;
+mod rows;
 mod screen;
 mod verify;
 
@@ -63,6 +65,7 @@ enum Verb {
     Verify(verify::VerifyArgs),
     Predict(Box<predict::PredictArgs>),
     Evaluate(Box<evaluate::EvaluateArgs>),
+    Diagnose(diagnose::DiagnoseArgs),
     Doctor(doctor::DoctorArgs),
     Export(export::ExportArgs),
     Demo(demo::DemoArgs),
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Verb::Verify(args) => verify::run(&args, &world),
         Verb::Predict(args) => predict::run(&args, &world),
         Verb::Evaluate(args) => evaluate::run(&args, &world),
+        Verb::Diagnose(args) => diagnose::run(&args, &world),
         Verb::Doctor(args) => doctor::run(&args, &world),
         Verb::Export(args) => export::run(&args, &world),
         Verb::Demo(args) => demo::run(&args, &world),

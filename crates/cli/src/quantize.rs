@@ -1,15 +1,18 @@
 //! `qberta quantize`: float checkpoint to proven artefact.
 
 use crate::data::{DataArgs, advice, gates, verdict};
+use crate::rows;
 use crate::screen::{bytes, count, facts};
 use crate::{Outcome, World, task};
 use clap::Args;
-use qberta_model::{Error, Result, Task};
+use qberta_model::{Error, Result, Sequence, Task};
 use qberta_runtime::Session;
 use qberta_runtime::evaluate::{Exam, Gate, Trial, Verdict};
 use qberta_store::digest;
 use qberta_store::manifest::{FileRecord, GateRecord, Weight};
-use qberta_toolkit::{Progress, Recipe, Report, Request, quantize, quantize_gated};
+use qberta_toolkit::{
+    Calibration, CalibrationReport, Conditions, Method, Recipe, Report, Request, quantize_under,
+};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -27,6 +30,7 @@ Examples:
   qberta quantize ./model -o ./int8 --skip layer.11 --skip 're:attention\\.output'
   qberta quantize ./model -o ./int8 --recipe my.toml
   qberta quantize ./model -o ./int8 --gate 'accuracy>=-0.2' --eval dev.jsonl
+  qberta quantize ./model -o ./int8 --recipe static --calibration train.jsonl --rows 512
 
 Patterns of --skip match whole dotted parts of module names (`layer.3`, `intermediate.dense`, `*` inside
 a part), or with re: a regular expression. `qberta inspect MODEL` lists the names.")]
@@ -36,9 +40,18 @@ pub struct QuantizeArgs {
     /// Directory to create
     #[arg(short, long)]
     output: PathBuf,
-    /// Recipe: dynamic, weight-only, or a file ending in .toml
+    /// Recipe: dynamic, static, weight-only, or a file ending in .toml
     #[arg(long, default_value = "dynamic")]
     recipe: String,
+    /// Unlabelled rows like those the model will see (.jsonl, .csv, .tsv, .parquet, .txt), for --recipe static
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Rows of the calibration file to use [default: all]
+    #[arg(long, value_name = "N", requires = "calibration", value_parser = clap::value_parser!(u32).range(1..))]
+    rows: Option<u32>,
+    /// How ranges are chosen: minmax, moving-average, histogram, percentile[:P], entropy, mse [default: minmax]
+    #[arg(long, value_name = "NAME", requires = "calibration")]
+    observer: Option<String>,
     /// Keep modules in float (repeatable); a pattern that matches nothing is an error
     #[arg(long, value_name = "PATTERN")]
     skip: Vec<String>,
@@ -60,17 +73,22 @@ pub fn run(args: &QuantizeArgs, world: &World) -> Result<Outcome> {
     let begin = Instant::now();
     let recipe = Recipe::open(&args.recipe, &args.skip)?;
     let request = Request { model: &args.model, out: &args.output, recipe: &recipe, task: task(&args.task)? };
+    let calibration = match &args.calibration {
+        Some(file) => Some(calibration_data(args, file, request.task, world)?),
+        None => None,
+    };
     let gated = match &args.eval {
         Some(data) => Some(Gated::prepare(args, data, request.task, world)?),
         None => None,
     };
-    let result = match &gated {
-        Some(gated) => {
-            let gate = |staged: &Path| gated.decide(staged);
-            quantize_gated(&request, Some(&gate), &world.cx, &world.screen)
-        }
-        None => quantize(&request, &world.cx, &world.screen as &dyn Progress),
+    let gate = |staged: &Path| gated.as_ref().map_or_else(|| Ok(Vec::new()), |gated| gated.decide(staged));
+    let conditions = Conditions {
+        calibration: calibration
+            .as_ref()
+            .map(|(sequences, method)| Calibration { sequences, method: *method }),
+        gate: gated.is_some().then_some(&gate),
     };
+    let result = quantize_under(&request, conditions, &world.cx, &world.screen);
     let verdicts = gated.as_ref().map_or_else(Vec::new, |g| g.verdicts.borrow().clone());
     let report = match result {
         Err(error) if verdicts.iter().any(|v| !v.passed) => {
@@ -83,6 +101,7 @@ pub fn run(args: &QuantizeArgs, world: &World) -> Result<Outcome> {
         world.screen.value(&json!({
             "artefact": args.output,
             "artefact_bytes": report.artefact_bytes,
+            "calibration": report.calibration,
             "float_bytes": report.float_bytes,
             "gates": verdicts.iter().map(verdict).collect::<Vec<Value>>(),
             "ignored": report.ignored,
@@ -98,6 +117,19 @@ pub fn run(args: &QuantizeArgs, world: &World) -> Result<Outcome> {
         verdicts.iter().for_each(|v| world.screen.line(format!("  {}", v.sentence())));
     }
     Ok(Outcome::Done)
+}
+
+/// The calibration rows as sequences, and the observer.
+fn calibration_data(
+    args: &QuantizeArgs,
+    file: &Path,
+    task: Option<Task>,
+    world: &World,
+) -> Result<(Vec<Sequence>, Method)> {
+    let method = args.observer.as_deref().map_or(Ok(Method::MinMax), Method::parse)?;
+    let session = Session::open(&args.model, task, world.cx.clone())?;
+    let data = rows::read(&session, file, "--calibration", args.rows.map(|n| n as usize), world)?;
+    Ok((data.sequences.concat(), method))
 }
 
 /// Says which gate kept the artefact from being written.
@@ -188,7 +220,7 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
     for (name, reason) in report.ignored.iter().filter(|(_, r)| r.starts_with("unknown")) {
         screen.warn(&format!("{name} was left out: {reason}"));
     }
-    let rows = [
+    let mut rows = vec![
         (
             "int8 modules",
             format!(
@@ -204,6 +236,41 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
         ("proof", format!("reopened; {} probes gave the same bits, alone and in one batch", report.probes)),
         ("time", format!("{seconds:.1} s")),
     ];
+    if let Some(c) = &report.calibration {
+        rows.insert(1, ("calibration", calibration(c)));
+        warn_of_clipping(c, world);
+    }
     screen.line(format!("{} -> {}", args.model.display(), args.output.display()));
     screen.line(facts(rows));
+}
+
+/// What calibration saw, in a line.
+fn calibration(c: &CalibrationReport) -> String {
+    let seen = format!("{}, {} rows, {} tokens", c.observer, count(c.sequences), count(c.tokens));
+    match c.held_out {
+        0 => format!("{seen}; too few rows to hold some out and measure clipping"),
+        n => {
+            format!("{seen}; {:.4} % of the values of {} held-out rows clipped", 100.0 * c.clipped, count(n))
+        }
+    }
+}
+
+/// The part of held-out values outside a grid from which on it is worth a warning.
+const CLIPPED: f64 = 1e-3;
+
+fn warn_of_clipping(c: &CalibrationReport, world: &World) {
+    if c.held_out == 0 {
+        world
+            .screen
+            .warn("one calibration row cannot say how other rows differ from it; a few hundred are usual");
+    }
+    let clipping: Vec<_> = c.clipped_by_module.iter().filter(|(_, part)| **part > CLIPPED).collect();
+    if let Some((module, part)) = clipping.iter().max_by(|a, b| a.1.total_cmp(b.1)) {
+        world.screen.warn(&format!(
+            "held-out calibration rows leave the calibrated range of {} inputs, worst {module} with {:.2} % of \
+             its values; use more rows, rows more like these, or --observer minmax",
+            count(clipping.len()),
+            100.0 * **part,
+        ));
+    }
 }

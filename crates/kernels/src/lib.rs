@@ -37,6 +37,6 @@ pub use isa::Isa;
 pub use matrix::Matrix;
 pub use parallel::{Context, Threads};
 pub use rows::{
-    Activation, QuantizedRows, RowGrid, Split, activate, add, add_layer_norm, layer_norm, quantize_rows,
-    quantize_rows_split, quantize_weight_rows, softmax_row,
+    Activation, FixedGrid, QuantizedRows, RowGrid, Split, activate, add, add_layer_norm, layer_norm,
+    quantize_rows, quantize_rows_fixed, quantize_rows_split, quantize_weight_rows, softmax_row,
 };

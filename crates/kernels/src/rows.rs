@@ -8,7 +8,10 @@ mod softmax;
 
 pub use activation::{Activation, activate, add};
 pub use layer_norm::{add_layer_norm, layer_norm};
-pub use quantize::{QuantizedRows, RowGrid, Split, quantize_rows, quantize_rows_split, quantize_weight_rows};
+pub use quantize::{
+    FixedGrid, QuantizedRows, RowGrid, Split, quantize_rows, quantize_rows_fixed, quantize_rows_split,
+    quantize_weight_rows,
+};
 pub(crate) use softmax::exp_sum;
 pub use softmax::softmax_row;
 

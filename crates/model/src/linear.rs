@@ -2,8 +2,8 @@
 //! variants here; the forward does not change.
 
 use qberta_kernels::{
-    Context, Matrix, PackedF32, PackedI8, RowGrid, Split, gemm_f32, gemm_f32_i8, gemm_i8, mapped::Bytes,
-    quantize_rows_split,
+    Context, FixedGrid, Matrix, PackedF32, PackedI8, RowGrid, Split, gemm_f32, gemm_f32_i8, gemm_i8,
+    mapped::Bytes, quantize_rows_fixed, quantize_rows_split,
 };
 
 /// A linear layer `y = x Wᵀ + b`, `W [out, in]`.
@@ -16,14 +16,14 @@ pub enum Linear {
         /// `[out]`.
         bias: Option<Vec<f32>>,
     },
-    /// Int8 weights per output channel, activations quantized per token while running (W8A8 dynamic).
+    /// Int8 weights per output channel, activations quantized while running (W8A8).
     Int8 {
         /// Packed codes and scales, `[out, in + split columns]`.
         weight: PackedI8,
         /// `[out]`, added in f32.
         bias: Option<Vec<f32>>,
         /// How a row of activations becomes codes.
-        input: RowGrid,
+        input: InputGrid,
         /// Extra columns for outlier channels of the input.
         split: Split,
     },
@@ -36,13 +36,26 @@ pub enum Linear {
     },
 }
 
+/// Where the grid of an int8 linear's input comes from.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum InputGrid {
+    /// From each row itself (dynamic).
+    Row(RowGrid),
+    /// From calibration data, one for the whole input (static).
+    Fixed(FixedGrid),
+}
+
 impl Linear {
     /// `x [rows, in]` to `[rows, out]`.
     pub fn forward(&self, cx: &Context, x: &Matrix) -> Matrix {
         match self {
             Linear::F32 { weight, bias } => gemm_f32(cx, x, weight, bias.as_deref()),
             Linear::Int8 { weight, bias, input, split } => {
-                gemm_i8(cx, &quantize_rows_split(cx, x, *input, split), weight, bias.as_deref())
+                let codes = match input {
+                    InputGrid::Row(grid) => quantize_rows_split(cx, x, *grid, split),
+                    InputGrid::Fixed(grid) => quantize_rows_fixed(cx, x, *grid, split),
+                };
+                gemm_i8(cx, &codes, weight, bias.as_deref())
             }
             Linear::WeightInt8 { weight, bias } => gemm_f32_i8(cx, x, weight, bias.as_deref()),
         }

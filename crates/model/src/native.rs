@@ -22,6 +22,40 @@ impl<'m> Native<'m> {
     pub fn new(model: &'m Model, cx: &'m Context) -> Native<'m> {
         Native { model, cx, index: BTreeMap::new() }
     }
+
+    /// Attention of layer `layer` with the projected position keys of model `keys` and the position queries of
+    /// model `queries`, both of this architecture: what a comparison of models mixes.
+    pub fn attend_with(
+        &mut self,
+        layer: usize,
+        (q, rows): (&Matrix, Rows),
+        k: &Matrix,
+        v: &Matrix,
+        batch: &Batch,
+        [keys, queries]: [&Model; 2],
+    ) -> Matrix {
+        let arch = &self.model.arch;
+        let longest = batch.longest();
+        let index: &[u32] = match &arch.relative {
+            Some(r) => self.index.entry(longest).or_insert_with(|| relative::index(longest, r)),
+            None => &[],
+        };
+        let spec = Attention {
+            heads: arch.heads,
+            head_size: arch.head_size,
+            scale: ((arch.head_size * arch.score_terms) as f32).sqrt().recip(),
+            key_positions: keys.positions.get(layer).and_then(|p| p.key.as_ref()),
+            query_positions: queries.positions.get(layer).and_then(|p| p.query.as_ref()),
+            index,
+            len_max: longest,
+            mix: self.model.weights.talking.get(layer).map(|t| (t.logits.as_slice(), t.weights.as_slice())),
+        };
+        let queries = match rows {
+            Rows::All => Queries::All,
+            Rows::First => Queries::First,
+        };
+        kernels::attend(self.cx, &spec, q, k, v, batch.spans(), queries)
+    }
 }
 
 impl Engine for Native<'_> {
@@ -74,28 +108,8 @@ impl Engine for Native<'_> {
         batch: &Batch,
         rows: Rows,
     ) -> Matrix {
-        let arch = &self.model.arch;
-        let longest = batch.longest();
-        let index: &[u32] = match &arch.relative {
-            Some(r) => self.index.entry(longest).or_insert_with(|| relative::index(longest, r)),
-            None => &[],
-        };
-        let positions = self.model.positions.get(layer);
-        let spec = Attention {
-            heads: arch.heads,
-            head_size: arch.head_size,
-            scale: ((arch.head_size * arch.score_terms) as f32).sqrt().recip(),
-            key_positions: positions.and_then(|p| p.key.as_ref()),
-            query_positions: positions.and_then(|p| p.query.as_ref()),
-            index,
-            len_max: longest,
-            mix: self.model.weights.talking.get(layer).map(|t| (t.logits.as_slice(), t.weights.as_slice())),
-        };
-        let queries = match rows {
-            Rows::All => Queries::All,
-            Rows::First => Queries::First,
-        };
-        kernels::attend(self.cx, &spec, q, k, v, batch.spans(), queries)
+        let model = self.model;
+        self.attend_with(layer, (q, rows), k, v, batch, [model, model])
     }
 
     fn windows(&mut self, x: &Matrix, taps: usize, batch: &Batch) -> Matrix {

@@ -152,6 +152,11 @@ impl Session {
         Ok(encoded)
     }
 
+    /// The model that answers.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// Model outputs of each sequence: `[1, outputs]` for tasks with one answer a sequence, else
     /// `[tokens, outputs]`. Sequences are batched by length; no bit depends on how.
     pub fn run(&self, sequences: &[Sequence]) -> Result<Vec<Matrix>> {

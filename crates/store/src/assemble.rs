@@ -3,21 +3,27 @@
 use crate::layout::{self, LinearRole, Module, Role};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
-use qberta_kernels::{Context, PackedF32, PackedI8, RowGrid, Split};
+use qberta_kernels::{Context, FixedGrid, PackedF32, PackedI8, RowGrid, Split};
 use qberta_model::{
-    Architecture, Error, FloatFormat, HeadSlot, Linear, Model, Norm, Result, Site, Table, TalkingHeads,
-    Weights,
+    Architecture, Error, FloatFormat, HeadSlot, InputGrid, Linear, Model, Norm, Result, Site, Table,
+    TalkingHeads, Weights,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Suffix of the tensor that holds the scales of an int8 weight, as in compressed-tensors.
 pub const SCALE: &str = "_scale";
 
+/// Ends of the names of the tensors `[1]` that hold the grid of a static input, as in compressed-tensors: the
+/// scale, and the zero point as a signed code (0..=255 less 128).
+pub const INPUT_GRID: [&str; 2] = ["input_scale", "input_zero_point"];
+
 /// How an int8 linear treats its input.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Int8Input {
     /// Quantized per token while running, with extra columns for these channels (see [`Split`]).
     Dynamic(RowGrid, Vec<u32>),
+    /// Quantized with the grid stored beside the weight, with extra columns for these channels.
+    Static(Vec<u32>),
     /// Left in float.
     Float,
 }
@@ -153,6 +159,9 @@ impl<'t> Builder<'t> {
     fn module(&mut self, module: &Module, input: Int8Input) -> Result<()> {
         let name = module.name.as_str();
         let weight = format!("{name}.weight");
+        if matches!(input, Int8Input::Static(_)) && !matches!(module.role, Role::Linear(_)) {
+            return Err(Error::corrupt("static input is recorded for a module that has none").at(name));
+        }
         match &module.role {
             Role::Table { site, rows, width } => {
                 let table = self.table(&weight, *rows, *width)?;
@@ -165,7 +174,7 @@ impl<'t> Builder<'t> {
                 };
                 self.weights.norms.insert(*site, norm);
             }
-            Role::Linear(role) => self.linear(&weight, role, input)?,
+            Role::Linear(role) => self.linear(name, role, input)?,
             Role::Conv { hidden, groups, kernel } => {
                 let stored = self.floats(&weight, &[*hidden, hidden / groups, *kernel])?;
                 let dense = conv_as_linear(&stored, *hidden, *groups, *kernel);
@@ -194,8 +203,38 @@ impl<'t> Builder<'t> {
         Ok(())
     }
 
-    fn linear(&mut self, weight: &str, role: &LinearRole, input: Int8Input) -> Result<()> {
+    /// The stored grid of a static input.
+    fn input_grid(&mut self, module: &str) -> Result<FixedGrid> {
+        let [scale_name, zero_name] = INPUT_GRID.map(|end| format!("{module}.{end}"));
+        for name in [&scale_name, &zero_name] {
+            if !self.tensors.contains_key(name) {
+                return Err(Error::corrupt(
+                    "static input has no stored grid: the model was never calibrated",
+                )
+                .at(name)
+                .expected("a tensor [1]")
+                .hint("quantize again with --recipe static --calibration FILE"));
+            }
+        }
+        let scale = self.floats(&scale_name, &[1])?[0];
+        let zero = self.get(&zero_name, &[1])?.i8().map_err(|e| e.at(&zero_name))?[0];
+        FixedGrid::new(scale, zero.cast_unsigned() ^ 0x80)
+            .map_err(|e| Error::corrupt("input scale is unusable").at(scale_name).found(e))
+    }
+
+    fn linear(&mut self, module: &str, role: &LinearRole, input: Int8Input) -> Result<()> {
+        let weight = &format!("{module}.weight");
         let stored = self.matrix(weight, role.out, role.inp)?;
+        let int8 = matches!(stored, Stored::Int8 { .. });
+        let run = match input {
+            Int8Input::Static(_) if !int8 => {
+                return Err(Error::corrupt("static input is recorded for a float weight").at(weight));
+            }
+            Int8Input::Float => None,
+            _ if !int8 => None,
+            Int8Input::Dynamic(grid, channels) => Some((InputGrid::Row(grid), channels)),
+            Int8Input::Static(channels) => Some((InputGrid::Fixed(self.input_grid(module)?), channels)),
+        };
         let parts = role.sites.len();
         let out = role.out / parts;
         for (part, (site, bias)) in role.sites.iter().enumerate() {
@@ -210,8 +249,8 @@ impl<'t> Builder<'t> {
                 Stored::Int8 { codes, scale } => {
                     let codes = select(codes, role.inp, &rows);
                     let scale: Vec<f32> = rows.iter().map(|&r| scale[r]).collect();
-                    match &input {
-                        Int8Input::Dynamic(input, channels) => {
+                    match &run {
+                        Some((input, channels)) => {
                             let split = Split::new(channels.clone(), role.inp).map_err(|e| {
                                 Error::corrupt("split channels are unusable").at(weight).found(e)
                             })?;
@@ -220,7 +259,7 @@ impl<'t> Builder<'t> {
                             let packed = pack_int8(weight, &codes, &scale, out, inp)?;
                             Linear::Int8 { weight: packed, bias, input: *input, split }
                         }
-                        Int8Input::Float => {
+                        None => {
                             let packed = pack_int8(weight, &codes, &scale, out, role.inp)?;
                             Linear::WeightInt8 { weight: packed, bias }
                         }

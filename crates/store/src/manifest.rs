@@ -13,8 +13,11 @@ use std::collections::BTreeMap;
 /// File name of the manifest.
 pub const NAME: &str = "qberta.json";
 
-/// Newest version of the artefact format. A manifest carries the lowest version that can say what it says
-/// ([`Manifest::seal`]), so what version 1 could say is written as version 1, byte for byte.
+/// Newest version of the artefact format; older ones are read too.
+///
+/// 1: dynamic and weight-only modules. 2: static inputs and the record of their calibration, gates, recipe files.
+/// A manifest carries the lowest version that can say what it says ([`Manifest::seal`]), so what version 1 could
+/// say is written as version 1, byte for byte.
 pub const FORMAT_VERSION: u32 = 2;
 
 // Fields are declared in alphabetical order: serde writes them in this order, and the file has sorted keys.
@@ -23,6 +26,9 @@ pub const FORMAT_VERSION: u32 = 2;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// Where the scales of static inputs came from; present exactly when there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationRecord>,
     /// SHA-256 of the canonical bytes with this field empty.
     pub digest: String,
     /// Every other file of the artefact by name.
@@ -48,6 +54,20 @@ pub struct Manifest {
     pub tensors: BTreeMap<String, String>,
     /// The version of the tool that wrote it.
     pub tool: String,
+}
+
+/// The data that set the scales of static inputs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationRecord {
+    /// How ranges were chosen.
+    pub observer: String,
+    /// Sequences seen.
+    pub sequences: u64,
+    /// SHA-256 of their token ids and types, in order.
+    pub sha256: String,
+    /// Tokens seen.
+    pub tokens: u64,
 }
 
 /// Size and digest of a file.
@@ -118,6 +138,9 @@ pub enum Input {
     /// Quantized per token while running, `(code - zero_point) * scale`.
     #[serde(rename = "int8 per-token asymmetric dynamic")]
     TokenAsymmetric,
+    /// Quantized with one stored grid, `(code - zero_point) * scale`.
+    #[serde(rename = "int8 per-tensor asymmetric static")]
+    TensorStatic,
 }
 
 /// How a weight is stored.
@@ -155,17 +178,43 @@ pub struct Probe {
 impl Manifest {
     /// How `module` treats its input, as the loader needs to know it.
     pub fn int8_input(&self, module: &str) -> Int8Input {
+        let split = || self.splits.get(module).cloned().unwrap_or_default();
         let grid = match self.plan.get(module).map(|d| d.input) {
             None | Some(Input::Float) => return Int8Input::Float,
+            Some(Input::TensorStatic) => return Int8Input::Static(split()),
             Some(Input::TokenSymmetric) => RowGrid::Symmetric,
             Some(Input::TokenAsymmetric) => RowGrid::Asymmetric,
         };
-        Int8Input::Dynamic(grid, self.splits.get(module).cloned().unwrap_or_default())
+        Int8Input::Dynamic(grid, split())
+    }
+
+    /// Whether some input of the plan is static.
+    fn is_static(&self) -> bool {
+        self.plan.values().any(|d| d.input == Input::TensorStatic)
+    }
+
+    /// Whether plan and calibration belong together.
+    fn consistent(&self) -> Result<()> {
+        match (&self.calibration, self.is_static()) {
+            (Some(c), true) if c.sequences > 0 && c.tokens > 0 => Ok(()),
+            (None, false) => Ok(()),
+            (Some(_), true) => Err(Error::corrupt("static inputs were calibrated on nothing").at(NAME)),
+            (Some(_), false) => {
+                Err(Error::corrupt("calibration is recorded, but no input of the plan is static").at(NAME))
+            }
+            (None, true) => {
+                let module = self.plan.iter().find(|(_, d)| d.input == Input::TensorStatic);
+                Err(Error::corrupt("input is static, but no calibration is recorded")
+                    .at(NAME)
+                    .found(module.map_or("", |(name, _)| name)))
+            }
+        }
     }
 
     /// The lowest format version that can say what this manifest says.
     fn version(&self) -> u32 {
-        if self.gates.is_empty() && self.recipe.toml.is_none() { 1 } else { 2 }
+        let plain = self.gates.is_empty() && self.recipe.toml.is_none() && !self.is_static();
+        if plain && self.calibration.is_none() { 1 } else { 2 }
     }
 
     /// Sets the version and the digest and gives the bytes of the file.
@@ -213,6 +262,7 @@ impl Manifest {
                 .expected(manifest.version())
                 .found(manifest.format_version));
         }
+        manifest.consistent()?;
         if strict {
             let (recorded, found) = (manifest.digest.clone(), bytes);
             let sealed = manifest.seal();

@@ -6,6 +6,7 @@ use crate::plan::Plan;
 use crate::quantize::{WEIGHTS, companions};
 use qberta_kernels::Context;
 use qberta_model::{Error, Result};
+use qberta_store::assemble::INPUT_GRID;
 use qberta_store::atomic::{Staging, check_file_target, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
@@ -52,7 +53,9 @@ pub fn export(model: &Path, out: &Path, target: Target, cx: &Context) -> Result<
     let used = source.load(cx)?.account.used;
     let mut read: BTreeMap<String, Tensor> = BTreeMap::new();
     for (name, tensor) in &source.tensors {
-        if used.contains(name) {
+        // Grids of static inputs mean nothing to a float model.
+        let grid = INPUT_GRID.iter().any(|end| name.ends_with(end));
+        if used.contains(name) && !grid {
             read.insert(name.clone(), tensor.clone());
         }
     }
@@ -66,7 +69,7 @@ pub fn export(model: &Path, out: &Path, target: Target, cx: &Context) -> Result<
 }
 
 fn directory(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path) -> Result<(usize, u64)> {
-    let mut config = artefact_config(&source.config, &source.arch, &Plan::new());
+    let mut config = artefact_config(&source.config, &source.arch, &Plan::new(), &BTreeMap::new());
     config.remove("quantization_config");
     let own = |m: &layout::Module| {
         matches!(m.role, Role::Vocabulary { .. }) && tensors.contains_key(&format!("{}.weight", m.name))

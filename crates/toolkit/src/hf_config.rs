@@ -8,8 +8,13 @@ use qberta_store::manifest::{Decision, Input, Weight};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// The configuration to write beside weights quantized by `plan`.
-pub fn artefact_config(source: &Map<String, Value>, arch: &Architecture, plan: &Plan) -> Map<String, Value> {
+/// The configuration to write beside weights quantized by `plan`, with extra input columns by `splits`.
+pub fn artefact_config(
+    source: &Map<String, Value>,
+    arch: &Architecture,
+    plan: &Plan,
+    splits: &BTreeMap<String, Vec<u32>>,
+) -> Map<String, Value> {
     let mut config = source.clone();
     // A bare pre-trained config names no class; readers need one to know which head the weights have.
     config.insert("architectures".into(), json!([class_name(source, arch)]));
@@ -26,7 +31,7 @@ pub fn artefact_config(source: &Map<String, Value>, arch: &Architecture, plan: &
     {
         config.insert("tie_word_embeddings".into(), json!(false)); // the projection is stored on its own
     }
-    config.insert("quantization_config".into(), quantization_config(arch, plan));
+    config.insert("quantization_config".into(), quantization_config(arch, plan, splits));
     config
 }
 
@@ -47,7 +52,7 @@ fn class_name(source: &Map<String, Value>, arch: &Architecture) -> String {
     format!("{stem}{}", arch.head.task.class_suffix())
 }
 
-fn quantization_config(arch: &Architecture, plan: &Plan) -> Value {
+fn quantization_config(arch: &Architecture, plan: &Plan, splits: &BTreeMap<String, Vec<u32>>) -> Value {
     let mut groups: BTreeMap<&str, (Vec<String>, Decision)> = BTreeMap::new();
     let mut ignore = Vec::new();
     for module in layout::modules(arch) {
@@ -61,6 +66,15 @@ fn quantization_config(arch: &Architecture, plan: &Plan) -> Value {
             (Weight::Int8Channel, _) if table => group(&mut groups, "embeddings", module.name, decision),
             (Weight::Int8Channel, Input::TokenAsymmetric) => {
                 group(&mut groups, "linears", module.name, decision)
+            }
+            // A grid made for an input with extra columns clips the input without them, and
+            // compressed-tensors cannot say extra columns: readers that know no more quantize per token.
+            (Weight::Int8Channel, Input::TensorStatic) if splits.contains_key(&module.name) => {
+                let nearest = Decision { input: Input::TokenAsymmetric, ..decision };
+                group(&mut groups, "linears", module.name, nearest)
+            }
+            (Weight::Int8Channel, Input::TensorStatic) => {
+                group(&mut groups, "linears_static", module.name, decision)
             }
             (Weight::Int8Channel, Input::TokenSymmetric) => {
                 group(&mut groups, "linears_symmetric", module.name, decision)
@@ -98,6 +112,9 @@ fn group(
 fn scheme(targets: Vec<String>, decision: Decision) -> Value {
     let input = match decision.input {
         Input::Float => Value::Null,
+        Input::TensorStatic => json!({
+            "num_bits": 8, "type": "int", "symmetric": false, "strategy": "tensor", "dynamic": false,
+        }),
         kind => json!({
             "num_bits": 8, "type": "int", "symmetric": kind == Input::TokenSymmetric,
             "strategy": "token", "dynamic": true,

@@ -1,9 +1,12 @@
 //! Float checkpoint to trustworthy int8 artefact: recipes, plans, quantization, probes, verification.
 //! Sees token ids, never text.
 
+pub mod calibrate;
+pub mod diagnose;
 pub mod doctor;
 pub mod export;
 pub mod hf_config;
+pub mod observe;
 pub mod outliers;
 pub mod plan;
 pub mod probe;
@@ -12,7 +15,9 @@ pub mod recipe;
 pub mod verify;
 pub mod weights;
 
+pub use calibrate::{Calibration, CalibrationReport};
+pub use observe::Method;
 pub use plan::Plan;
-pub use quantize::{Gate, Progress, Report, Request, quantize, quantize_gated};
+pub use quantize::{Conditions, Gate, Progress, Report, Request, quantize, quantize_under};
 pub use recipe::{Pattern, Recipe};
 pub use verify::{Verified, verify};

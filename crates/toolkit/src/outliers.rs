@@ -33,6 +33,11 @@ pub fn split(model: &Model, site: Site) -> Vec<u32> {
     }
 }
 
+/// The same from how large each channel of the input gets on calibration data.
+pub fn split_by(magnitudes: &[f64]) -> Vec<u32> {
+    spread(magnitudes, COLUMNS.min(magnitudes.len() / 4))
+}
+
 /// Gives each of `columns` to the channel whose share is largest at that moment.
 fn spread(magnitudes: &[f64], columns: usize) -> Vec<u32> {
     let mut parts = vec![1u32; magnitudes.len()];

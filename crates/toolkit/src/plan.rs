@@ -1,7 +1,7 @@
 //! Recipe and model to plan: one decision for every module that could be quantized, nothing left open.
 
 use crate::recipe::{Pattern, Recipe, impossible};
-use qberta_model::{Architecture, Error, Result, Site};
+use qberta_model::{Architecture, Error, Result, Site, Slot};
 use qberta_store::layout::{self, Module, Role};
 use qberta_store::manifest::{Decision, Input, Weight};
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
     recipe.skip.iter().try_for_each(|p| somewhere(p, "--skip"))?;
     let mut plan = Plan::new();
     for (module, kind) in candidates {
-        plan.insert(module.name.clone(), decide(&module.name, kind, recipe)?);
+        plan.insert(module.name.clone(), decide(module, kind, recipe)?);
     }
     if plan.values().all(|d| d.weight == Weight::Float) {
         return Err(Error::input("every module stays in float: there is nothing left to quantize")
@@ -62,7 +62,8 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
     Ok(plan)
 }
 
-fn decide(name: &str, kind: Kind, recipe: &Recipe) -> Result<Decision> {
+fn decide(module: &Module, kind: Kind, recipe: &Recipe) -> Result<Decision> {
+    let name = module.name.as_str();
     let mut weight = if kind == Kind::Linear { recipe.linear_weight } else { recipe.word_weight };
     let mut input = if kind == Kind::Linear { recipe.linear_input } else { Input::Float };
     // The rule that set each, counted from 1; the sections count as 0.
@@ -86,7 +87,17 @@ fn decide(name: &str, kind: Kind, recipe: &Recipe) -> Result<Decision> {
         }
         input = Input::Float;
     }
+    if input == Input::TensorStatic && only_positions(module) {
+        input = Input::Float;
+    }
     Ok(Decision { input, weight })
+}
+
+/// Whether a module serves the relative table alone. It runs once, at load, on float input: no calibration
+/// data ever reach it.
+fn only_positions(module: &Module) -> bool {
+    let position = |s: Site| matches!(s, Site::Layer(_, Slot::PositionKey | Slot::PositionQuery));
+    matches!(&module.role, Role::Linear(role) if role.sites.iter().all(|(s, _)| position(*s)))
 }
 
 /// What a recipe can decide about a module, `None` if it is never quantized.

@@ -1,5 +1,6 @@
 //! Float checkpoint to artefact: plan, quantize, write beside the target, sync, reopen, replay, rename.
 
+use crate::calibrate::{self, Calibrated, Calibration, CalibrationReport, calibrate};
 use crate::hf_config::artefact_config;
 use crate::outliers;
 use crate::plan::{Plan, plan};
@@ -9,11 +10,13 @@ use crate::verify::verify_at;
 use crate::weights;
 use qberta_kernels::Context;
 use qberta_model::{Error, Model, Result, Site, Task};
-use qberta_store::assemble::SCALE;
+use qberta_store::assemble::{INPUT_GRID, SCALE};
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
-use qberta_store::manifest::{self, FileRecord, GateRecord, Input, Manifest, RecipeRecord, Weight};
+use qberta_store::manifest::{
+    self, CalibrationRecord, FileRecord, GateRecord, Input, Manifest, RecipeRecord, Weight,
+};
 use qberta_store::{Loaded, Source, Tensor, digest, safetensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -64,6 +67,8 @@ pub struct Report {
     pub ignored: BTreeMap<String, String>,
     /// Probes replayed.
     pub probes: usize,
+    /// What calibration found, if there was any.
+    pub calibration: Option<CalibrationReport>,
 }
 
 /// Decides whether an artefact may appear: opens the directory it is given (complete but for the proof) and
@@ -72,18 +77,28 @@ pub type Gate<'a> = dyn Fn(&Path) -> Result<Vec<GateRecord>> + 'a;
 
 /// Quantizes a checkpoint into an artefact that has reproduced its own outputs.
 ///
-/// Errors: an unusable source, a recipe that does not fit it, a target with content, a full disk, or a
-/// reopened artefact that answers differently. On every error the target is as it was before.
+/// Errors: an unusable source, a recipe that does not fit it or needs calibration data, a target with content,
+/// a full disk, or a reopened artefact that answers differently. On every error the target is as it was before.
 pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) -> Result<Report> {
-    quantize_gated(request, None, cx, progress)
+    quantize_under(request, Conditions::default(), cx, progress)
 }
 
-/// [`quantize`] under a gate.
+/// What else [`quantize_under`] takes into account.
+#[derive(Default)]
+pub struct Conditions<'a> {
+    /// Data for static inputs.
+    pub calibration: Option<Calibration<'a>>,
+    /// What decides whether the artefact may appear.
+    pub gate: Option<&'a Gate<'a>>,
+}
+
+/// [`quantize`] with calibration data or under a gate.
 ///
-/// Errors: also those of the gate; the target is as it was before.
-pub fn quantize_gated(
+/// Errors: also data that are empty, that the model cannot take, or that no part of the recipe uses; those of
+/// the gate. On every error the target is as it was before.
+pub fn quantize_under(
     request: &Request<'_>,
-    gate: Option<&Gate<'_>>,
+    conditions: Conditions<'_>,
     cx: &Context,
     progress: &dyn Progress,
 ) -> Result<Report> {
@@ -96,16 +111,44 @@ pub fn quantize_gated(
             .hint("start from the float checkpoint; `qberta inspect` shows what this one holds"));
     }
     let plan = plan(&source.arch, request.recipe)?;
+    let Conditions { calibration: data, gate } = conditions;
+    let asks = plan.values().any(|d| d.input == Input::TensorStatic);
+    if asks && data.is_none() {
+        return Err(Error::input(format!("recipe {} needs calibration data", request.recipe.name))
+            .at("--calibration")
+            .hint("give a file of rows like those the model will see; a few hundred are usual"));
+    }
+    if !asks && data.is_some() {
+        return Err(Error::input("recipe uses no calibration data")
+            .at("--calibration")
+            .found(format!("recipe {}", request.recipe.name))
+            .hint("drop the option, or use --recipe static"));
+    }
     // Building the float model checks every tensor (presence, shape, finite values) before any work.
     let Loaded { model, mut account } = source.load(cx)?;
-    let splits = splits(&model, &plan);
-    drop(model);
     progress.step();
+    let mut splits = splits(&model, &plan);
+    if let Some(data) = data {
+        // What calibration saw is better than what the weights predict.
+        splits.retain(|module, _| plan.get(module).is_none_or(|d| d.input != Input::TensorStatic));
+        splits.extend(calibrate::splits(&model, &plan, data, cx, progress)?);
+    }
+    let calibrated = data.map(|data| calibrate(&model, &plan, &splits, data, cx, progress)).transpose()?;
+    drop(model);
 
     let mut used = account.used.clone();
     let source = untied(source, &plan, &mut used)?;
     account.ignored.retain(|name, _| !used.contains(name));
-    let tensors = quantize_tensors(&source, &plan, &used, progress)?;
+    let mut tensors = quantize_tensors(&source, &plan, &used, progress)?;
+    if let Some(Calibrated { grids, .. }) = &calibrated {
+        for (module, grid) in grids {
+            let [scale, zero] = INPUT_GRID.map(|end| format!("{module}.{end}"));
+            tensors.insert(scale, Tensor::from_f32(vec![1], &[grid.scale()])?);
+            // compressed-tensors counts codes from -128.
+            tensors.insert(zero, Tensor::from_i8(vec![1], &[(grid.zero() ^ 0x80).cast_signed()])?);
+        }
+    }
+    let (calibration, record) = calibrated.map(|c| (c.report, c.record)).unzip();
     let artefact = Artefact {
         source: &source,
         tensors,
@@ -115,6 +158,7 @@ pub fn quantize_gated(
         recipe: request.recipe.record(),
         provenance: source_records(&source)?,
         gate,
+        calibration: record,
         out: request.out,
     };
     let Written { weight_bytes, artefact_bytes, probes } = write(artefact, cx, progress)?;
@@ -134,6 +178,7 @@ pub fn quantize_gated(
         artefact_bytes,
         ignored: account.ignored,
         probes,
+        calibration,
     })
 }
 
@@ -155,6 +200,8 @@ pub(crate) struct Artefact<'a> {
     pub provenance: BTreeMap<String, FileRecord>,
     /// What has to agree before it appears.
     pub gate: Option<&'a Gate<'a>>,
+    /// The data behind static inputs.
+    pub calibration: Option<CalibrationRecord>,
     /// The directory to create.
     pub out: &'a Path,
 }
@@ -169,9 +216,10 @@ pub(crate) struct Written {
 
 /// Writes an artefact beside its place, proves it and moves it there.
 pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progress) -> Result<Written> {
-    let Artefact { source, tensors, plan, splits, ignored, recipe, provenance, gate, out } = artefact;
+    let Artefact { source, tensors, plan, splits, ignored, recipe, provenance, gate, calibration, out } =
+        artefact;
     let file = safetensors::write(&tensors)?;
-    let config = artefact_config(&source.config, &source.arch, plan);
+    let config = artefact_config(&source.config, &source.arch, plan, &splits);
     let mut config_bytes =
         serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
     config_bytes.push(b'\n');
@@ -179,6 +227,7 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
     progress.stage("recording probes", 1);
     let sequences = probe::inputs(&source.arch);
     let mut manifest = Manifest {
+        calibration,
         digest: String::new(),
         files: BTreeMap::new(),
         format_version: manifest::FORMAT_VERSION,

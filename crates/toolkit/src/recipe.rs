@@ -28,8 +28,9 @@ use regex::Regex;
 use std::path::Path;
 
 /// Every preset: its name and its file.
-pub const PRESETS: [(&str, &str); 2] = [
+pub const PRESETS: [(&str, &str); 3] = [
     ("dynamic", include_str!("recipes/dynamic.toml")),
+    ("static", include_str!("recipes/static.toml")),
     ("weight-only", include_str!("recipes/weight-only.toml")),
 ];
 

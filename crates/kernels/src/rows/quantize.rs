@@ -10,6 +10,10 @@ use crate::matrix::Lines;
 use crate::rows::least_rows;
 use crate::{Context, Matrix};
 
+mod fixed;
+
+pub use fixed::{FixedGrid, quantize_rows_fixed};
+
 /// How the values of a row are laid onto codes 0..=255.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RowGrid {
@@ -165,7 +169,7 @@ impl Split {
     }
 
     /// `row` with every split channel divided by its number of columns: what sets the range.
-    fn shared(&self, row: &[f32]) -> Vec<f32> {
+    pub fn shared(&self, row: &[f32]) -> Vec<f32> {
         let mut shared = row.to_vec();
         for run in self.columns.chunk_by(|a, b| a == b) {
             shared[run[0] as usize] *= 1.0 / (run.len() + 1) as f32;

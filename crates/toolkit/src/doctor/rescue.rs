@@ -100,6 +100,7 @@ pub fn rescue(
         recipe: RecipeRecord { name: RECIPE.to_owned(), skip: Vec::new(), toml: None },
         provenance,
         gate: None,
+        calibration: None,
         out,
     };
     let Written { artefact_bytes, probes, .. } = write(artefact, cx, progress)?;

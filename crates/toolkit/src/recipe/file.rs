@@ -60,6 +60,7 @@ enum InputName {
     Float,
     DynamicSymmetric,
     DynamicAsymmetric,
+    Static,
 }
 
 impl WeightName {
@@ -76,10 +77,11 @@ impl WeightName {
 }
 
 impl InputName {
-    const ALL: [(InputName, Input); 3] = [
+    const ALL: [(InputName, Input); 4] = [
         (InputName::Float, Input::Float),
         (InputName::DynamicSymmetric, Input::TokenSymmetric),
         (InputName::DynamicAsymmetric, Input::TokenAsymmetric),
+        (InputName::Static, Input::TensorStatic),
     ];
 
     fn input(self) -> Input {

@@ -1,0 +1,139 @@
+//! Attention scores term by term, for whoever has to explain them: observers of probabilities, diagnosis.
+//!
+//! The network does not run this page (`qberta_kernels::attend` is its attention); it writes the same
+//! definition out in matrices that can be looked at. A test holds the two together.
+
+use crate::batch::Batch;
+use crate::config::Architecture;
+use crate::engine::Rows;
+use crate::forward::Positions;
+use crate::model::TalkingHeads;
+use crate::relative;
+use qberta_kernels::{Matrix, Span, softmax_row};
+use std::ops::Range;
+
+/// The scores of one head in one sequence, each `[queries, keys]` and scaled as they are summed.
+#[derive(Clone, Debug)]
+pub struct Scores {
+    /// Content to content, `q_i . k_j`.
+    pub c2c: Matrix,
+    /// Content to position, `q_i . K_r[i - j]`.
+    pub c2p: Option<Matrix>,
+    /// Position to content, `k_j . Q_r[i - j]`.
+    pub p2c: Option<Matrix>,
+}
+
+impl Scores {
+    /// The sum of the terms.
+    pub fn sum(&self) -> Matrix {
+        let mut sum = self.c2c.clone();
+        for term in [&self.c2p, &self.p2c].into_iter().flatten() {
+            for (s, t) in sum.as_mut_slice().iter_mut().zip(term.as_slice()) {
+                *s += t;
+            }
+        }
+        sum
+    }
+}
+
+/// The rows of `q` that belong to sequence `number` of a batch, when `q` holds `rows`.
+pub fn query_rows(span: Span, number: usize, rows: Rows) -> Range<usize> {
+    match rows {
+        Rows::All => span.start..span.start + span.len,
+        Rows::First => number..number + 1,
+    }
+}
+
+/// The scores of every head in sequence `number` of `batch`.
+///
+/// `q [rows, heads * head_size]` holds `rows`, `k` one row per token; `tables` are the projected relative
+/// tables of the layer ([`crate::forward::project_positions`]).
+pub fn scores(
+    arch: &Architecture,
+    tables: &Positions<Matrix>,
+    (q, rows): (&Matrix, Rows),
+    k: &Matrix,
+    batch: &Batch,
+    number: usize,
+) -> Vec<Scores> {
+    let span = batch.spans()[number];
+    let queries = query_rows(span, number, rows);
+    let scale = ((arch.head_size * arch.score_terms) as f32).sqrt().recip();
+    let index = match &arch.relative {
+        Some(r) => relative::index(span.len, r),
+        None => Vec::new(),
+    };
+    let distance = |i: usize, j: usize| index[i + span.len - 1 - j] as usize;
+    let grid = |value: &dyn Fn(usize, usize) -> f32| {
+        let mut grid = Matrix::zeros(queries.len(), span.len);
+        for i in 0..queries.len() {
+            for (j, cell) in grid.row_mut(i).iter_mut().enumerate() {
+                *cell = scale * value(i, j);
+            }
+        }
+        grid
+    };
+    (0..arch.heads)
+        .map(|head| {
+            let cells = head * arch.head_size..(head + 1) * arch.head_size;
+            let q = |i: usize| &q.row(queries.start + i)[cells.clone()];
+            let k = |j: usize| &k.row(span.start + j)[cells.clone()];
+            Scores {
+                c2c: grid(&|i, j| dot(q(i), k(j))),
+                c2p: tables
+                    .key
+                    .as_ref()
+                    .map(|t| grid(&|i, j| dot(q(i), &t.row(distance(i, j))[cells.clone()]))),
+                p2c: tables
+                    .query
+                    .as_ref()
+                    .map(|t| grid(&|i, j| dot(k(j), &t.row(distance(i, j))[cells.clone()]))),
+            }
+        })
+        .collect()
+}
+
+/// The attention weights of every head, `[queries, keys]`: softmax of the summed scores, mixed across
+/// heads before and after where the layer has talking heads.
+pub fn probabilities(scores: &[Scores], talking: Option<&TalkingHeads>) -> Vec<Matrix> {
+    let mut heads: Vec<Matrix> = scores.iter().map(Scores::sum).collect();
+    if let Some(talking) = talking {
+        heads = mix(&heads, &talking.logits);
+    }
+    for head in &mut heads {
+        for i in 0..head.rows() {
+            softmax_row(head.row_mut(i));
+        }
+    }
+    match talking {
+        Some(talking) => mix(&heads, &talking.weights),
+        None => heads,
+    }
+}
+
+/// `out[g] = sum_h m[g, h] in[h]`.
+fn mix(heads: &[Matrix], m: &[f32]) -> Vec<Matrix> {
+    m.chunks_exact(heads.len())
+        .map(|weights| {
+            let mut out = Matrix::zeros(heads[0].rows(), heads[0].cols());
+            for (head, w) in heads.iter().zip(weights) {
+                for (o, x) in out.as_mut_slice().iter_mut().zip(head.as_slice()) {
+                    *o = w.mul_add(*x, *o);
+                }
+            }
+            out
+        })
+        .collect()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 8];
+    let (a8, a) = a.as_chunks::<8>();
+    let (b8, b) = b.as_chunks::<8>();
+    for (a, b) in a8.iter().zip(b8) {
+        for i in 0..8 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>() + sums.iter().sum::<f32>()
+}

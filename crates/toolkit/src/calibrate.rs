@@ -1,0 +1,275 @@
+//! Calibration: the grid of every static input, from sequences run through the float model.
+//!
+//! Sequences run one at a time, so that a call of an observer is a sequence and the result does not depend on
+//! how anything was batched. The last eighth is held out first: the grids of the rest say how much of it they
+//! would clip, which tells whether more data like it are needed. Then it is merged in, and the stored grids
+//! come from everything.
+
+use crate::observe::{Channels, Method, Observer};
+use crate::outliers;
+use crate::plan::Plan;
+use crate::quantize::Progress;
+use qberta_kernels::{Context, FixedGrid, Matrix, Split};
+use qberta_model::{Batch, Error, Model, Observe, Observed, Result, Sequence, Site, Tap, forward};
+use qberta_store::digest;
+use qberta_store::layout::{self, Role};
+use qberta_store::manifest::{CalibrationRecord, Input};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// What to calibrate with.
+#[derive(Clone, Copy, Debug)]
+pub struct Calibration<'a> {
+    /// Token ids like those the model will see.
+    pub sequences: &'a [Sequence],
+    /// How ranges are chosen.
+    pub method: Method,
+}
+
+/// What calibration found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CalibrationReport {
+    /// How ranges were chosen.
+    pub observer: String,
+    /// Sequences seen.
+    pub sequences: usize,
+    /// Tokens seen.
+    pub tokens: usize,
+    /// Sequences at the end that were held out to measure clipping.
+    pub held_out: usize,
+    /// Part of their values that lay outside the grids of the others, over all inputs.
+    pub clipped: f64,
+    /// The same for each module.
+    pub clipped_by_module: BTreeMap<String, f64>,
+}
+
+/// One part in so many is held out.
+const HELD_OUT: usize = 8;
+
+/// Grids by module, and what there is to say about them.
+pub(crate) struct Calibrated {
+    pub grids: BTreeMap<String, FixedGrid>,
+    pub report: CalibrationReport,
+    pub record: CalibrationRecord,
+}
+
+/// Calibrates every static input of `plan` on the float `model`, whose inputs get the extra columns `splits`.
+///
+/// Errors: no sequence, a sequence the model cannot take, activations that are not finite.
+pub(crate) fn calibrate(
+    model: &Model,
+    plan: &Plan,
+    splits: &BTreeMap<String, Vec<u32>>,
+    data: Calibration<'_>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Calibrated> {
+    if data.sequences.is_empty() {
+        return Err(Error::input("calibration data hold no row")
+            .at("--calibration")
+            .expected("rows like those the model will see; a few hundred are usual")
+            .hint("a static model without calibrated scales would be wrong everywhere, so none is written"));
+    }
+    progress.stage("calibrating", data.sequences.len() as u64);
+    let inputs = inputs(model, plan, splits, data.method)?;
+    let held_out = (data.sequences.len() / HELD_OUT).max(usize::from(data.sequences.len() > 1));
+    let (main, tail) = data.sequences.split_at(data.sequences.len() - held_out);
+
+    let mut seen = Watch { inputs };
+    run(model, main, &mut seen, cx, progress)?;
+    let mut ahead = Watch { inputs: seen.inputs.clone() };
+    for input in ahead.inputs.values_mut() {
+        input.grid = Some(input.choose()?);
+        input.observer = Observer::new(data.method);
+    }
+    run(model, tail, &mut ahead, cx, progress)
+        .map_err(|e| e.at(format!("held-out, after {}", main.len())))?;
+
+    let mut grids = BTreeMap::new();
+    let mut clipped_by_module = BTreeMap::new();
+    let (mut clipped, mut values) = (0, 0);
+    for (site, mut input) in seen.inputs {
+        let later = &ahead.inputs[&site];
+        input.observer.merge(&later.observer);
+        grids.insert(input.module.clone(), input.choose()?);
+        clipped_by_module.insert(input.module, part(later.clipped, later.values));
+        clipped += later.clipped;
+        values += later.values;
+    }
+    let tokens = data.sequences.iter().map(|s| s.ids.len()).sum();
+    let report = CalibrationReport {
+        observer: data.method.name(),
+        sequences: data.sequences.len(),
+        tokens,
+        held_out,
+        clipped: part(clipped, values),
+        clipped_by_module,
+    };
+    let record = CalibrationRecord {
+        observer: data.method.name(),
+        sequences: data.sequences.len() as u64,
+        sha256: fingerprint(data.sequences),
+        tokens: tokens as u64,
+    };
+    Ok(Calibrated { grids, report, record })
+}
+
+fn part(some: u64, all: u64) -> f64 {
+    some as f64 / all.max(1) as f64
+}
+
+/// The digest of token ids and types: for each sequence its length, ids, number of types, types, as
+/// little-endian u32.
+fn fingerprint(sequences: &[Sequence]) -> String {
+    let mut bytes = Vec::new();
+    for s in sequences {
+        for part in [&s.ids, &s.types] {
+            bytes.extend((part.len() as u32).to_le_bytes());
+            bytes.extend(part.iter().flat_map(|id| id.to_le_bytes()));
+        }
+    }
+    digest::of_bytes(&bytes)
+}
+
+/// Extra columns for the outlier channels of every static input of `plan`, from how far each channel reaches
+/// on the data. Unlike a row's own grid, one for all rows has to hold the largest value of all.
+///
+/// Errors: no sequence, a sequence the model cannot take.
+pub(crate) fn splits(
+    model: &Model,
+    plan: &Plan,
+    data: Calibration<'_>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, Vec<u32>>> {
+    progress.stage("finding outlier channels", data.sequences.len() as u64);
+    let inputs = inputs(model, plan, &BTreeMap::new(), data.method)?;
+    let mut reach = Reach(inputs.keys().map(|site| (*site, Channels::default())).collect());
+    run(model, data.sequences, &mut reach, cx, progress)?;
+    Ok(inputs
+        .into_iter()
+        .map(|(site, input)| (input.module, outliers::split_by(&reach.0[&site].magnitudes())))
+        .filter(|(_, columns)| !columns.is_empty())
+        .collect())
+}
+
+/// How far the channels of each input reach.
+struct Reach(BTreeMap<Site, Channels>);
+
+impl Observe for &mut Reach {
+    fn wants(&self, tap: Tap) -> bool {
+        matches!(tap, Tap::Input(site) if self.0.contains_key(&site))
+    }
+
+    fn see(&mut self, tap: Tap, x: &Matrix) {
+        if let Tap::Input(site) = tap
+            && let Some(channels) = self.0.get_mut(&site)
+        {
+            channels.see(x);
+        }
+    }
+}
+
+/// One input under observation.
+#[derive(Clone)]
+struct Watched {
+    module: String,
+    split: Split,
+    observer: Observer,
+    /// Counts what it clips, once it is set.
+    grid: Option<FixedGrid>,
+    clipped: u64,
+    values: u64,
+}
+
+impl Watched {
+    fn see(&mut self, x: &Matrix) {
+        let shared: Vec<f32>;
+        let values = if self.split.columns().is_empty() {
+            x.as_slice()
+        } else {
+            shared = (0..x.rows()).flat_map(|i| self.split.shared(x.row(i))).collect();
+            &shared
+        };
+        self.observer.see(values);
+        if let Some(grid) = self.grid {
+            self.clipped += values.iter().filter(|v| grid.clips(**v)).count() as u64;
+            self.values += values.len() as u64;
+        }
+    }
+
+    fn choose(&self) -> Result<FixedGrid> {
+        let at = |e: Error| e.at(&self.module);
+        if self.observer.unusable() > 0 {
+            return Err(at(Error::corrupt("activations are not finite")
+                .found(format!("{} values that are NaN or infinite", self.observer.unusable()))
+                .hint("the float model overflows on this data; check it in its original framework")));
+        }
+        let range = self.observer.range();
+        let range = range.ok_or_else(|| at(Error::input("calibration data never reach this module")))?;
+        range.grid().map_err(|e| at(Error::corrupt("activations have no 8-bit grid").found(e)))
+    }
+}
+
+/// The static inputs of `plan` by the site that shows all their rows.
+fn inputs(
+    model: &Model,
+    plan: &Plan,
+    splits: &BTreeMap<String, Vec<u32>>,
+    method: Method,
+) -> Result<BTreeMap<Site, Watched>> {
+    let mut inputs = BTreeMap::new();
+    for module in layout::modules(model.architecture()) {
+        let decision = plan.get(&module.name);
+        let (Role::Linear(role), Some(Input::TensorStatic)) = (&module.role, decision.map(|d| d.input))
+        else {
+            continue;
+        };
+        // Of a fused projection the value sees every token, the query of the last layer only those asked.
+        let Some((site, _)) = role.sites.last() else { continue };
+        let split = Split::new(splits.get(&module.name).cloned().unwrap_or_default(), role.inp)
+            .map_err(|e| Error::corrupt("split channels are unusable").at(&module.name).found(e))?;
+        let observer = Observer::new(method);
+        let watched = Watched { module: module.name, split, observer, grid: None, clipped: 0, values: 0 };
+        inputs.insert(*site, watched);
+    }
+    Ok(inputs)
+}
+
+struct Watch {
+    inputs: BTreeMap<Site, Watched>,
+}
+
+impl Observe for &mut Watch {
+    fn wants(&self, tap: Tap) -> bool {
+        matches!(tap, Tap::Input(site) if self.inputs.contains_key(&site))
+    }
+
+    fn see(&mut self, tap: Tap, x: &Matrix) {
+        if let Tap::Input(site) = tap
+            && let Some(watched) = self.inputs.get_mut(&site)
+        {
+            watched.see(x);
+        }
+    }
+}
+
+fn run<O>(
+    model: &Model,
+    sequences: &[Sequence],
+    watch: &mut O,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<()>
+where
+    for<'a> &'a mut O: Observe,
+{
+    let arch = model.architecture();
+    for (i, sequence) in sequences.iter().enumerate() {
+        let batch = Batch::new(arch, std::slice::from_ref(sequence))
+            .map_err(|e| e.at(format!("calibration row {}", i + 1)))?;
+        forward(arch, &mut Observed::new(model, cx, &mut *watch), &batch);
+        progress.step();
+    }
+    Ok(())
+}
