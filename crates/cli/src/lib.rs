@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 the check failed (`verify`), 2 the command could not run.
 
+mod bench;
 mod demo;
 mod doctor;
 mod export;
@@ -33,6 +34,7 @@ Examples:
   qberta quantize ./deberta-v3-base-mnli -o ./int8    float checkpoint to proven artefact
   qberta predict ./int8 \"A man eats.\" --pair \"Someone eats.\"
   qberta verify ./int8                                replay the recorded outputs bit for bit
+  qberta bench ./int8                                 speed, memory, and the machine's limit
 
 Environment:
   QBERTA_THREADS  threads to use (as --threads)
@@ -61,6 +63,7 @@ enum Verb {
     Predict(Box<predict::PredictArgs>),
     Doctor(doctor::DoctorArgs),
     Export(export::ExportArgs),
+    Bench(Box<bench::BenchArgs>),
     Demo(demo::DemoArgs),
 }
 
@@ -81,6 +84,10 @@ enum Outcome {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let screen = Screen::new(cli.common.json);
+    if let (Verb::Bench(_), Some("list")) = (&cli.verb, cli.common.isa.as_deref()) {
+        bench::list_isas(&screen);
+        return ExitCode::SUCCESS;
+    }
     let result = world(&cli.common, screen).and_then(|world| match cli.verb {
         Verb::Inspect(args) => inspect::run(&args, &world),
         Verb::Quantize(args) => quantize::run(&args, &world),
@@ -88,6 +95,7 @@ pub fn main() -> ExitCode {
         Verb::Predict(args) => predict::run(&args, &world),
         Verb::Doctor(args) => doctor::run(&args, &world),
         Verb::Export(args) => export::run(&args, &world),
+        Verb::Bench(args) => bench::run(&args, &world),
         Verb::Demo(args) => demo::run(&args, &world),
     });
     match result {

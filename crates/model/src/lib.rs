@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`config`] (what a checkpoint says it is), [`site`] (names of places), [`batch`],
 //! [`engine`] (the verbs), [`forward`](mod@forward) (the network, one page), [`linear`] and [`model`]
-//! (how weights are stored), [`native`] (the verbs on this machine).
+//! (how weights are stored), [`native`] (the verbs on this machine), [`timed`] (where the time goes).
 //!
 //! Invariant: there is one forward. `tidy` checks that the verbs of [`Engine`] are called from
 //! `forward.rs` and from implementations of `Engine` only.
@@ -17,6 +17,7 @@ pub mod model;
 pub mod native;
 pub mod relative;
 pub mod site;
+pub mod timed;
 
 pub use batch::{Batch, Sequence};
 pub use config::{Architecture, EmbeddingProjection, Family, Reading, Task};
@@ -27,3 +28,4 @@ pub use linear::{FloatFormat, Linear, Norm, Table};
 pub use model::{Model, TalkingHeads, Weights};
 pub use native::Native;
 pub use site::{HeadSlot, Site, Slot};
+pub use timed::{Stage, StageTimes, Timed};

@@ -9,10 +9,12 @@ pub mod plan;
 pub mod probe;
 pub mod quantize;
 pub mod recipe;
+pub mod shapes;
 pub mod verify;
 pub mod weights;
 
 pub use plan::Plan;
-pub use quantize::{Progress, Report, Request, quantize};
+pub use quantize::{Progress, Report, Request, quantize, quantize_in_memory, quantize_source};
 pub use recipe::{Pattern, Preset, Recipe};
+pub use shapes::Shape;
 pub use verify::{Verified, verify};

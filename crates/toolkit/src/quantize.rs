@@ -14,7 +14,8 @@ use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
 use qberta_store::manifest::{self, FileRecord, Input, Manifest, RecipeRecord, Weight};
-use qberta_store::{Loaded, Source, Tensor, digest, safetensors};
+use qberta_store::{Account, Loaded, Source, Tensor, digest, safetensors};
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -74,31 +75,31 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
     check_target(request.out)?;
     progress.stage("reading the checkpoint", 1);
     let source = Source::open(request.model, request.task)?;
-    if source.is_artefact() {
-        return Err(Error::input("model is an artefact already: it is quantized")
-            .at(request.model.display())
-            .hint("start from the float checkpoint; `qberta inspect` shows what this one holds"));
-    }
-    let plan = plan(&source.arch, request.recipe)?;
-    // Building the float model checks every tensor (presence, shape, finite values) before any work.
-    let Loaded { model, mut account } = source.load(cx)?;
-    let splits = splits(&model, &plan);
-    drop(model);
     progress.step();
+    quantize_source(source, request.out, request.recipe, cx, progress)
+}
 
-    let mut used = account.used.clone();
-    let source = untied(source, &plan, &mut used)?;
-    account.ignored.retain(|name, _| !used.contains(name));
-    let tensors = quantize_tensors(&source, &plan, &used, progress)?;
+/// The same for a checkpoint already read, or never on a disk (then it has no companion files).
+///
+/// Errors: as [`quantize`].
+pub fn quantize_source(
+    source: Source,
+    out: &Path,
+    recipe: &Recipe,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    check_target(out)?;
+    let Quantized { source, tensors, plan, splits, account } = transform(source, recipe, cx, progress)?;
     let artefact = Artefact {
         source: &source,
         tensors,
         plan: &plan,
         splits,
         ignored: &account.ignored,
-        recipe: request.recipe.record(),
+        recipe: recipe.record(),
         provenance: source_records(&source)?,
-        out: request.out,
+        out,
     };
     let Written { weight_bytes, artefact_bytes, probes } = write(artefact, cx, progress)?;
 
@@ -118,6 +119,84 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
         ignored: account.ignored,
         probes,
     })
+}
+
+/// A checkpoint quantized without writing anything: it loads and answers as the artefact would.
+///
+/// Errors: a recipe that does not fit `source`, tensors that are missing or not finite.
+pub fn quantize_in_memory(
+    source: Source,
+    recipe: &Recipe,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Source> {
+    let Quantized { source, tensors, plan, splits, account } = transform(source, recipe, cx, progress)?;
+    let manifest = unproven(plan, splits, account.ignored, recipe.record());
+    in_memory(&source, source.config.clone(), manifest, tensors)
+}
+
+/// A float source and what its artefact will hold.
+struct Quantized {
+    source: Source,
+    tensors: BTreeMap<String, Tensor>,
+    plan: Plan,
+    splits: BTreeMap<String, Vec<u32>>,
+    account: Account,
+}
+
+/// Plans and quantizes; nothing is written.
+fn transform(source: Source, recipe: &Recipe, cx: &Context, progress: &dyn Progress) -> Result<Quantized> {
+    if source.is_artefact() {
+        return Err(Error::input("model is an artefact already: it is quantized")
+            .at(source.dir.display())
+            .hint("start from the float checkpoint; `qberta inspect` shows what this one holds"));
+    }
+    let plan = plan(&source.arch, recipe)?;
+    progress.stage("checking the float model", 1);
+    // Building the float model checks every tensor (presence, shape, finite values) before any work.
+    let Loaded { model, mut account } = source.load(cx)?;
+    let splits = splits(&model, &plan);
+    drop(model);
+    progress.step();
+
+    let mut kept = account.used.clone();
+    let source = untied(source, &plan, &mut kept)?;
+    account.ignored.retain(|name, _| !kept.contains(name));
+    let tensors = quantize_tensors(&source, &plan, &kept, progress)?;
+    Ok(Quantized { source, tensors, plan, splits, account })
+}
+
+/// A manifest that says how to run quantized tensors, without digests and probes.
+fn unproven(
+    plan: Plan,
+    splits: BTreeMap<String, Vec<u32>>,
+    ignored: BTreeMap<String, String>,
+    recipe: RecipeRecord,
+) -> Manifest {
+    Manifest {
+        digest: String::new(),
+        files: BTreeMap::new(),
+        format_version: manifest::FORMAT_VERSION,
+        ignored_tensors: ignored,
+        plan,
+        probes: Vec::new(),
+        recipe,
+        source: BTreeMap::new(),
+        splits,
+        tensors: BTreeMap::new(),
+        tool: format!("qberta {}", env!("CARGO_PKG_VERSION")),
+    }
+}
+
+/// Quantized `tensors` of `source` as a model to load.
+fn in_memory(
+    source: &Source,
+    config: Map<String, Value>,
+    manifest: Manifest,
+    tensors: BTreeMap<String, Tensor>,
+) -> Result<Source> {
+    let task = Some(source.arch.head.task);
+    Source::from_parts(&source.dir, config, Some(manifest), tensors, Vec::new(), task)
 }
 
 /// Everything an artefact is made of, before it is written.
@@ -160,27 +239,13 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
     progress.stage("recording probes", 1);
     let sequences = probe::inputs(&source.arch);
     let mut manifest = Manifest {
-        digest: String::new(),
-        files: BTreeMap::new(),
-        format_version: manifest::FORMAT_VERSION,
-        ignored_tensors: ignored.clone(),
-        plan: plan.clone(),
-        probes: Vec::new(),
-        recipe,
         source: provenance,
-        splits,
         tensors: tensors.iter().map(|(n, t)| (n.clone(), digest::of_tensor(t))).collect(),
-        tool: format!("qberta {}", env!("CARGO_PKG_VERSION")),
+        ..unproven(plan.clone(), splits, ignored.clone(), recipe)
     };
     // The model as it stands in memory says what the file must answer once it is read back.
-    let in_memory = Source::from_parts(
-        &source.dir,
-        config.clone().into_iter().filter(|(k, _)| k != "quantization_config").collect(),
-        Some(manifest.clone()),
-        tensors,
-        Vec::new(),
-        Some(source.arch.head.task),
-    )?;
+    let plain = config.clone().into_iter().filter(|(k, _)| k != "quantization_config").collect();
+    let in_memory = in_memory(source, plain, manifest.clone(), tensors)?;
     manifest.probes = probe::record(&in_memory.load(cx)?.model, &sequences, cx)?;
     drop(in_memory);
     progress.step();
@@ -196,7 +261,7 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
     let weight_bytes = put(WEIGHTS, &file)?;
     drop(file);
     let mut artefact_bytes = weight_bytes + put(CONFIG, &config_bytes)?;
-    for name in companions(&source.dir) {
+    for name in companions(source) {
         let path = source.dir.join(&name);
         let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
         artefact_bytes += put(&name, &bytes)?;
@@ -292,8 +357,11 @@ pub(crate) fn splits(model: &Model, plan: &Plan) -> BTreeMap<String, Vec<u32>> {
         .collect()
 }
 
-/// Digests of the files the weights came from, by file name.
+/// Digests of the files the weights came from, by file name; none if they came from no file.
 pub(crate) fn source_records(source: &Source) -> Result<BTreeMap<String, FileRecord>> {
+    if source.files.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let config = source.dir.join(CONFIG);
     source
         .files
@@ -330,6 +398,8 @@ const COMPANIONS: &[&str] = &[
     "vocab.txt",
 ];
 
-pub(crate) fn companions(dir: &Path) -> Vec<String> {
-    COMPANIONS.iter().filter(|n| dir.join(n).is_file()).map(|&n| n.to_owned()).collect()
+/// Those of `source`; none if its weights came from no file.
+pub(crate) fn companions(source: &Source) -> Vec<String> {
+    let there = |n: &&&str| !source.files.is_empty() && source.dir.join(n).is_file();
+    COMPANIONS.iter().filter(there).map(|&n| n.to_owned()).collect()
 }
