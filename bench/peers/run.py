@@ -155,7 +155,7 @@ def check(systems, inputs):
 
 
 def measure(systems, inputs, seconds, options):
-    """Milliseconds of every timed call: `{(system, shape): [round][call]}`."""
+    """Milliseconds of every timed call, `{(system, shape): [round][call]}`, again after each round."""
     times = {(s.name, shape): [] for s in systems for shape in inputs}
     for number in range(options.rounds):
         begin = time.monotonic()
@@ -171,7 +171,7 @@ def measure(systems, inputs, seconds, options):
                 times[system.name, shape].append(answer["ms"])
                 time.sleep(0.03)  # threads that still spin for work go to sleep
         print(f"round {number + 1} of {options.rounds}: {time.monotonic() - begin:.0f} s", flush=True)
-    return times
+        yield times
 
 
 def quantile(values, q):
@@ -181,16 +181,19 @@ def quantile(values, q):
     return below + (above - below) * (place % 1)
 
 
-def record(systems, inputs, differences, times, options, load_average):
-    here = machine()
-    common = {
+def circumstances(options):
+    """What a record says about the run as a whole, as it is when the run begins."""
+    return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
-        **here,
-        "load_average": f"{load_average:.1f}",
+        **machine(),
+        "load_average": f"{os.getloadavg()[0]:.1f}",
         "threads": options.threads,
         "arch": options.arch,
     }
+
+
+def record(systems, inputs, differences, times, options, common):
     rows = []
     for shape, sequences in inputs.items():
         medians = {s.name: [statistics.median(calls) for calls in times[s.name, shape]] for s in systems}
@@ -258,13 +261,15 @@ def arguments():
 
 def main():
     options = arguments()
+    common = circumstances(options)  # the load average before this run adds to it
     systems, vocabulary = start(options)
     inputs = {shape: shapes.sequences(shape, vocabulary) for shape in options.shapes.split(",")}
     try:
         differences, seconds = check(systems, inputs)
-        load_average = os.getloadavg()[0]
-        times = measure(systems, inputs, seconds, options)
-        print(record(systems, inputs, differences, times, options, load_average))
+        for times in measure(systems, inputs, seconds, options):
+            # Written again after each round: a run that is stopped leaves what it has.
+            path = record(systems, inputs, differences, times, options, common)
+        print(path)
     finally:
         for system in systems:
             system.close()

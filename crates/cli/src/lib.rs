@@ -47,7 +47,7 @@ struct Common {
     /// Threads to use; results do not depend on it [default: all cores]
     #[arg(long, global = true, env = "QBERTA_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Instruction set: auto, scalar, avx2 or avx512vnni; results do not depend on it
+    /// Instruction set: auto, scalar, avx2 or avx512vnni; results do not depend on it (`qberta bench --isa list`)
     #[arg(long, global = true, env = "QBERTA_ISA", value_name = "ISA")]
     isa: Option<String>,
     /// Print JSON for machines

@@ -114,7 +114,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Takes about two seconds.
+    /// Takes a few seconds.
     ///
     /// Errors: threads that cannot be started.
     pub fn measure(cx: &Context) -> Result<Limits> {
@@ -139,7 +139,7 @@ impl Limits {
     }
 }
 
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 10;
 const ROUND: Duration = Duration::from_millis(25);
 const ROWS: usize = 128;
 const SHAPES: [(usize, usize); 2] = [(768, 768), (3072, 768)];

@@ -91,12 +91,13 @@ pub fn print(m: &Measured, screen: &Screen) {
 }
 
 fn machine(machine: &Machine) -> String {
-    let flags = match machine.flags.iter().any(|f| f.starts_with("amx")) {
-        true => "with AMX",
-        false => "no AMX",
+    let amx = match (machine.flags.is_empty(), machine.flags.iter().any(|f| f.starts_with("amx"))) {
+        (true, _) => "",
+        (_, true) => ", with AMX",
+        (_, false) => ", no AMX",
     };
     format!(
-        "{}, {} cores, {flags}; running {} on {} threads",
+        "{}, {} cores{amx}; running {} on {} threads",
         machine.cpu,
         machine.cores,
         machine.isa.name(),
