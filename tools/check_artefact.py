@@ -96,7 +96,20 @@ def find(name: str, source: dict):
         found += [t for n, t in source.items() if n.endswith("." + wanted)]
         if found:
             return found[0]
-    return None
+    return tied(name, source)
+
+
+# Masked-LM projections that are tied to the word table in most checkpoints, and written out by an artefact.
+TIED = ("decoder", "vocab_projector", "generator_lm_head")
+
+
+def tied(name: str, source: dict):
+    module, _, part = name.rpartition(".")
+    if module.split(".")[-1] not in TIED:
+        return None
+    if part == "weight":
+        return next((t for n, t in source.items() if n.endswith("embeddings.word_embeddings.weight")), None)
+    return find(module.rpartition(".")[0] + ".bias", source)
 
 
 ARGUMENTS = {"num_bits", "type", "symmetric", "strategy", "dynamic"}

@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 the check failed (`verify`, a gate), 2 the command could not run.
 
+mod bench;
 mod data;
 mod demo;
 mod diagnose;
@@ -38,6 +39,7 @@ Examples:
   qberta predict ./int8 \"A man eats.\" --pair \"Someone eats.\"
   qberta evaluate ./float ./int8 --data dev.jsonl     what int8 changed, with intervals
   qberta verify ./int8                                replay the recorded outputs bit for bit
+  qberta bench ./int8                                 speed, memory, and the machine's limit
 
 Environment:
   QBERTA_THREADS  threads to use (as --threads)
@@ -50,7 +52,7 @@ struct Common {
     /// Threads to use; results do not depend on it [default: all cores]
     #[arg(long, global = true, env = "QBERTA_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Instruction set: auto, scalar, avx2 or avx512vnni; results do not depend on it
+    /// Instruction set: auto, scalar, avx2 or avx512vnni; results do not depend on it (`qberta bench --isa list`)
     #[arg(long, global = true, env = "QBERTA_ISA", value_name = "ISA")]
     isa: Option<String>,
     /// Print JSON for machines
@@ -68,6 +70,7 @@ enum Verb {
     Diagnose(diagnose::DiagnoseArgs),
     Doctor(doctor::DoctorArgs),
     Export(export::ExportArgs),
+    Bench(Box<bench::BenchArgs>),
     Demo(demo::DemoArgs),
 }
 
@@ -88,6 +91,10 @@ enum Outcome {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let screen = Screen::new(cli.common.json);
+    if let (Verb::Bench(_), Some("list")) = (&cli.verb, cli.common.isa.as_deref()) {
+        bench::list_isas(&screen);
+        return ExitCode::SUCCESS;
+    }
     let result = world(&cli.common, screen).and_then(|world| match cli.verb {
         Verb::Inspect(args) => inspect::run(&args, &world),
         Verb::Quantize(args) => quantize::run(&args, &world),
@@ -97,6 +104,7 @@ pub fn main() -> ExitCode {
         Verb::Diagnose(args) => diagnose::run(&args, &world),
         Verb::Doctor(args) => doctor::run(&args, &world),
         Verb::Export(args) => export::run(&args, &world),
+        Verb::Bench(args) => bench::run(&args, &world),
         Verb::Demo(args) => demo::run(&args, &world),
     });
     match result {

@@ -3,7 +3,7 @@
 //! Reading order: [`config`] (what a checkpoint says it is), [`site`] (names of places), [`batch`],
 //! [`engine`] (the verbs), [`forward`](mod@forward) (the network, one page), [`linear`] and [`model`]
 //! (how weights are stored), [`native`] (the verbs on this machine), [`observe`] (the same with someone
-//! looking), [`scores`] (attention term by term, for those who look).
+//! looking), [`timed`] (where the time goes), [`scores`] (attention term by term, for those who look).
 //!
 //! Invariant: there is one forward. `tidy` checks that the verbs of [`Engine`] are called from
 //! `forward.rs` and from implementations of `Engine` only.
@@ -20,6 +20,7 @@ pub mod observe;
 pub mod relative;
 pub mod scores;
 pub mod site;
+pub mod timed;
 
 pub use batch::{Batch, Sequence};
 pub use config::{Architecture, EmbeddingProjection, Family, Reading, Task};
@@ -31,3 +32,4 @@ pub use model::{Model, TalkingHeads, Weights};
 pub use native::Native;
 pub use observe::{Observe, Observed, Operand, Tap};
 pub use site::{HeadSlot, Site, Slot};
+pub use timed::{Stage, StageTimes, Timed};

@@ -6,7 +6,8 @@ use crate::tasks::{self, Options};
 use crate::tokenize::{Encoded, Tokenizer};
 use qberta_kernels::{Context, Matrix};
 use qberta_model::{
-    Architecture, Batch, Error, Model, Native, Result, Sequence, Task, forward, forward_rows,
+    Architecture, Batch, Error, Model, Native, Result, Sequence, StageTimes, Task, Timed, forward,
+    forward_rows,
 };
 use qberta_store::{Account, Source};
 use std::path::Path;
@@ -84,6 +85,11 @@ impl Session {
         self.model.architecture()
     }
 
+    /// The weights and what they compute.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// What became of each tensor of the files.
     pub fn account(&self) -> &Account {
         &self.account
@@ -152,15 +158,24 @@ impl Session {
         Ok(encoded)
     }
 
-    /// The model that answers.
-    pub fn model(&self) -> &Model {
-        &self.model
-    }
-
     /// Model outputs of each sequence: `[1, outputs]` for tasks with one answer a sequence, else
     /// `[tokens, outputs]`. Sequences are batched by length; no bit depends on how.
     pub fn run(&self, sequences: &[Sequence]) -> Result<Vec<Matrix>> {
-        self.run_batches(sequences, |engine, batch, _| forward(self.architecture(), engine, batch))
+        self.run_batches(sequences, |mut engine, batch| forward(self.architecture(), &mut engine, batch))
+    }
+
+    /// As [`Session::run`], with the time spent in each stage of the network. The outputs are the same bits.
+    pub fn run_timed(&self, sequences: &[Sequence]) -> Result<(Vec<Matrix>, StageTimes)> {
+        let times = std::cell::Cell::new(StageTimes::default());
+        let outputs = self.run_batches(sequences, |engine, batch| {
+            let mut timed = Timed::new(engine);
+            let y = forward(self.architecture(), &mut timed, batch);
+            let mut sum = times.get();
+            sum.add(timed.times());
+            times.set(sum);
+            y
+        })?;
+        Ok((outputs, times.get()))
     }
 
     /// Outputs for the rows `picked[i]` of sequence `i` only: `[picked, outputs]`.
@@ -186,13 +201,13 @@ impl Session {
     fn run_batches(
         &self,
         sequences: &[Sequence],
-        run: impl Fn(&mut Native<'_>, &Batch, &[usize]) -> Matrix,
+        run: impl Fn(Native<'_>, &Batch) -> Matrix,
     ) -> Result<Vec<Matrix>> {
         let one_row =
             matches!(self.architecture().head.task, Task::SequenceClassification | Task::MultipleChoice);
         let mut cut = Vec::with_capacity(sequences.len());
         self.each_batch(sequences, |members, batch| {
-            let y = run(&mut Native::new(&self.model, &self.cx), batch, members);
+            let y = run(Native::new(&self.model, &self.cx), batch);
             for (i, (&m, span)) in members.iter().zip(batch.spans()).enumerate() {
                 let (start, rows) = if one_row { (i, 1) } else { (span.start, span.len) };
                 cut.push((m, rows_from(&y, start, rows)));

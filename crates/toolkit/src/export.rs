@@ -45,11 +45,22 @@ pub struct Exported {
 /// Errors: an unusable model, a target that exists, a file that reads back differently. On every error the
 /// target is as it was before.
 pub fn export(model: &Path, out: &Path, target: Target, cx: &Context) -> Result<Exported> {
+    check(out, target)?;
+    export_source(&Source::open(model, None)?, out, target, cx)
+}
+
+fn check(out: &Path, target: Target) -> Result<()> {
     match target {
-        Target::HuggingFace => check_target(out)?,
-        Target::Torch => check_file_target(out)?,
+        Target::HuggingFace => check_target(out),
+        Target::Torch => check_file_target(out),
     }
-    let source = Source::open(model, None)?;
+}
+
+/// The same for a model already read.
+///
+/// Errors: as [`export`].
+pub fn export_source(source: &Source, out: &Path, target: Target, cx: &Context) -> Result<Exported> {
+    check(out, target)?;
     let used = source.load(cx)?.account.used;
     let mut read: BTreeMap<String, Tensor> = BTreeMap::new();
     for (name, tensor) in &source.tensors {
@@ -62,8 +73,8 @@ pub fn export(model: &Path, out: &Path, target: Target, cx: &Context) -> Result<
     let tensors = to_float(&read)?;
     let dequantized = read.len() - tensors.len();
     let (count, bytes) = match target {
-        Target::HuggingFace => directory(&source, tensors, out)?,
-        Target::Torch => state_dict(&source, tensors, out)?,
+        Target::HuggingFace => directory(source, tensors, out)?,
+        Target::Torch => state_dict(source, tensors, out)?,
     };
     Ok(Exported { tensors: count, dequantized, bytes })
 }
@@ -87,7 +98,7 @@ fn directory(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path)
     staging.write(WEIGHTS, &weights)?;
     staging.write(CONFIG, &text)?;
     let mut bytes = (weights.len() + text.len()) as u64;
-    for name in companions(&source.dir) {
+    for name in companions(source) {
         let path = source.dir.join(&name);
         let content = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
         staging.write(&name, &content)?;

@@ -12,12 +12,17 @@ pub mod plan;
 pub mod probe;
 pub mod quantize;
 pub mod recipe;
+pub mod shapes;
 pub mod verify;
 pub mod weights;
 
 pub use calibrate::{Calibration, CalibrationReport};
 pub use observe::Method;
 pub use plan::Plan;
-pub use quantize::{Conditions, Gate, Progress, Report, Request, quantize, quantize_under};
+pub use quantize::{
+    Conditions, Gate, Progress, Report, Request, quantize, quantize_in_memory, quantize_source,
+    quantize_under,
+};
 pub use recipe::{Pattern, Recipe};
+pub use shapes::Shape;
 pub use verify::{Verified, verify};

@@ -17,7 +17,8 @@ use qberta_store::load::CONFIG;
 use qberta_store::manifest::{
     self, CalibrationRecord, FileRecord, GateRecord, Input, Manifest, RecipeRecord, Weight,
 };
-use qberta_store::{Loaded, Source, Tensor, digest, safetensors};
+use qberta_store::{Account, Loaded, Source, Tensor, digest, safetensors};
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -105,49 +106,35 @@ pub fn quantize_under(
     check_target(request.out)?;
     progress.stage("reading the checkpoint", 1);
     let source = Source::open(request.model, request.task)?;
-    if source.is_artefact() {
-        return Err(Error::input("model is an artefact already: it is quantized")
-            .at(request.model.display())
-            .hint("start from the float checkpoint; `qberta inspect` shows what this one holds"));
-    }
-    let plan = plan(&source.arch, request.recipe)?;
-    let Conditions { calibration: data, gate } = conditions;
-    let asks = plan.values().any(|d| d.input == Input::TensorStatic);
-    if asks && data.is_none() {
-        return Err(Error::input(format!("recipe {} needs calibration data", request.recipe.name))
-            .at("--calibration")
-            .hint("give a file of rows like those the model will see; a few hundred are usual"));
-    }
-    if !asks && data.is_some() {
-        return Err(Error::input("recipe uses no calibration data")
-            .at("--calibration")
-            .found(format!("recipe {}", request.recipe.name))
-            .hint("drop the option, or use --recipe static"));
-    }
-    // Building the float model checks every tensor (presence, shape, finite values) before any work.
-    let Loaded { model, mut account } = source.load(cx)?;
     progress.step();
-    let mut splits = splits(&model, &plan);
-    if let Some(data) = data {
-        // What calibration saw is better than what the weights predict.
-        splits.retain(|module, _| plan.get(module).is_none_or(|d| d.input != Input::TensorStatic));
-        splits.extend(calibrate::splits(&model, &plan, data, cx, progress)?);
-    }
-    let calibrated = data.map(|data| calibrate(&model, &plan, &splits, data, cx, progress)).transpose()?;
-    drop(model);
+    source_under(source, request.out, request.recipe, conditions, cx, progress)
+}
 
-    let mut used = account.used.clone();
-    let source = untied(source, &plan, &mut used)?;
-    account.ignored.retain(|name, _| !used.contains(name));
-    let mut tensors = quantize_tensors(&source, &plan, &used, progress)?;
-    if let Some(Calibrated { grids, .. }) = &calibrated {
-        for (module, grid) in grids {
-            let [scale, zero] = INPUT_GRID.map(|end| format!("{module}.{end}"));
-            tensors.insert(scale, Tensor::from_f32(vec![1], &[grid.scale()])?);
-            // compressed-tensors counts codes from -128.
-            tensors.insert(zero, Tensor::from_i8(vec![1], &[(grid.zero() ^ 0x80).cast_signed()])?);
-        }
-    }
+/// [`quantize`] for a checkpoint already read, or never on a disk (then it has no companion files).
+///
+/// Errors: as [`quantize`].
+pub fn quantize_source(
+    source: Source,
+    out: &Path,
+    recipe: &Recipe,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    check_target(out)?;
+    source_under(source, out, recipe, Conditions::default(), cx, progress)
+}
+
+fn source_under(
+    source: Source,
+    out: &Path,
+    recipe: &Recipe,
+    conditions: Conditions<'_>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let Conditions { calibration, gate } = conditions;
+    let Quantized { source, tensors, plan, splits, account, calibrated } =
+        transform(source, recipe, calibration, cx, progress)?;
     let (calibration, record) = calibrated.map(|c| (c.report, c.record)).unzip();
     let artefact = Artefact {
         source: &source,
@@ -155,11 +142,11 @@ pub fn quantize_under(
         plan: &plan,
         splits,
         ignored: &account.ignored,
-        recipe: request.recipe.record(),
+        recipe: recipe.record(),
         provenance: source_records(&source)?,
         gate,
         calibration: record,
-        out: request.out,
+        out,
     };
     let Written { weight_bytes, artefact_bytes, probes } = write(artefact, cx, progress)?;
 
@@ -180,6 +167,120 @@ pub fn quantize_under(
         probes,
         calibration,
     })
+}
+
+/// A checkpoint quantized without writing anything: it loads and answers as the artefact would.
+///
+/// Errors: a recipe that does not fit `source`, tensors that are missing or not finite.
+pub fn quantize_in_memory(
+    source: Source,
+    recipe: &Recipe,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Source> {
+    let Quantized { source, tensors, plan, splits, account, .. } =
+        transform(source, recipe, None, cx, progress)?;
+    let manifest = unproven(plan, splits, account.ignored, recipe.record());
+    in_memory(&source, source.config.clone(), manifest, tensors)
+}
+
+/// A float source and what its artefact will hold.
+struct Quantized {
+    source: Source,
+    tensors: BTreeMap<String, Tensor>,
+    plan: Plan,
+    splits: BTreeMap<String, Vec<u32>>,
+    account: Account,
+    calibrated: Option<Calibrated>,
+}
+
+/// Plans and quantizes; nothing is written.
+fn transform(
+    source: Source,
+    recipe: &Recipe,
+    data: Option<Calibration<'_>>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Quantized> {
+    if source.is_artefact() {
+        return Err(Error::input("model is an artefact already: it is quantized")
+            .at(source.dir.display())
+            .hint("start from the float checkpoint; `qberta inspect` shows what this one holds"));
+    }
+    let plan = plan(&source.arch, recipe)?;
+    let asks = plan.values().any(|d| d.input == Input::TensorStatic);
+    if asks && data.is_none() {
+        return Err(Error::input(format!("recipe {} needs calibration data", recipe.name))
+            .at("--calibration")
+            .hint("give a file of rows like those the model will see; a few hundred are usual"));
+    }
+    if !asks && data.is_some() {
+        return Err(Error::input("recipe uses no calibration data")
+            .at("--calibration")
+            .found(format!("recipe {}", recipe.name))
+            .hint("drop the option, or use --recipe static"));
+    }
+    progress.stage("checking the float model", 1);
+    // Building the float model checks every tensor (presence, shape, finite values) before any work.
+    let Loaded { model, mut account } = source.load(cx)?;
+    progress.step();
+    let mut splits = splits(&model, &plan);
+    if let Some(data) = data {
+        // What calibration saw is better than what the weights predict.
+        splits.retain(|module, _| plan.get(module).is_none_or(|d| d.input != Input::TensorStatic));
+        splits.extend(calibrate::splits(&model, &plan, data, cx, progress)?);
+    }
+    let calibrated = data.map(|data| calibrate(&model, &plan, &splits, data, cx, progress)).transpose()?;
+    drop(model);
+
+    let mut kept = account.used.clone();
+    let source = untied(source, &plan, &mut kept)?;
+    account.ignored.retain(|name, _| !kept.contains(name));
+    let mut tensors = quantize_tensors(&source, &plan, &kept, progress)?;
+    if let Some(Calibrated { grids, .. }) = &calibrated {
+        for (module, grid) in grids {
+            let [scale, zero] = INPUT_GRID.map(|end| format!("{module}.{end}"));
+            tensors.insert(scale, Tensor::from_f32(vec![1], &[grid.scale()])?);
+            // compressed-tensors counts codes from -128.
+            tensors.insert(zero, Tensor::from_i8(vec![1], &[(grid.zero() ^ 0x80).cast_signed()])?);
+        }
+    }
+    Ok(Quantized { source, tensors, plan, splits, account, calibrated })
+}
+
+/// A manifest that says how to run quantized tensors, without digests and probes.
+fn unproven(
+    plan: Plan,
+    splits: BTreeMap<String, Vec<u32>>,
+    ignored: BTreeMap<String, String>,
+    recipe: RecipeRecord,
+) -> Manifest {
+    Manifest {
+        calibration: None,
+        digest: String::new(),
+        files: BTreeMap::new(),
+        format_version: manifest::FORMAT_VERSION,
+        gates: Vec::new(),
+        ignored_tensors: ignored,
+        plan,
+        probes: Vec::new(),
+        recipe,
+        source: BTreeMap::new(),
+        splits,
+        tensors: BTreeMap::new(),
+        tool: format!("qberta {}", env!("CARGO_PKG_VERSION")),
+    }
+}
+
+/// Quantized `tensors` of `source` as a model to load.
+fn in_memory(
+    source: &Source,
+    config: Map<String, Value>,
+    manifest: Manifest,
+    tensors: BTreeMap<String, Tensor>,
+) -> Result<Source> {
+    let task = Some(source.arch.head.task);
+    Source::from_parts(&source.dir, config, Some(manifest), tensors, Vec::new(), task)
 }
 
 /// Everything an artefact is made of, before it is written.
@@ -228,28 +329,13 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
     let sequences = probe::inputs(&source.arch);
     let mut manifest = Manifest {
         calibration,
-        digest: String::new(),
-        files: BTreeMap::new(),
-        format_version: manifest::FORMAT_VERSION,
-        gates: Vec::new(),
-        ignored_tensors: ignored.clone(),
-        plan: plan.clone(),
-        probes: Vec::new(),
-        recipe,
         source: provenance,
-        splits,
         tensors: tensors.iter().map(|(n, t)| (n.clone(), digest::of_tensor(t))).collect(),
-        tool: format!("qberta {}", env!("CARGO_PKG_VERSION")),
+        ..unproven(plan.clone(), splits, ignored.clone(), recipe)
     };
     // The model as it stands in memory says what the file must answer once it is read back.
-    let in_memory = Source::from_parts(
-        &source.dir,
-        config.clone().into_iter().filter(|(k, _)| k != "quantization_config").collect(),
-        Some(manifest.clone()),
-        tensors,
-        Vec::new(),
-        Some(source.arch.head.task),
-    )?;
+    let plain = config.clone().into_iter().filter(|(k, _)| k != "quantization_config").collect();
+    let in_memory = in_memory(source, plain, manifest.clone(), tensors)?;
     manifest.probes = probe::record(&in_memory.load(cx)?.model, &sequences, cx)?;
     drop(in_memory);
     progress.step();
@@ -265,7 +351,7 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
     let weight_bytes = put(WEIGHTS, &file)?;
     drop(file);
     let mut artefact_bytes = weight_bytes + put(CONFIG, &config_bytes)?;
-    for name in companions(&source.dir) {
+    for name in companions(source) {
         let path = source.dir.join(&name);
         let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
         artefact_bytes += put(&name, &bytes)?;
@@ -366,8 +452,11 @@ pub(crate) fn splits(model: &Model, plan: &Plan) -> BTreeMap<String, Vec<u32>> {
         .collect()
 }
 
-/// Digests of the files the weights came from, by file name.
+/// Digests of the files the weights came from, by file name; none if they came from no file.
 pub(crate) fn source_records(source: &Source) -> Result<BTreeMap<String, FileRecord>> {
+    if source.files.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let config = source.dir.join(CONFIG);
     source
         .files
@@ -404,6 +493,8 @@ const COMPANIONS: &[&str] = &[
     "vocab.txt",
 ];
 
-pub(crate) fn companions(dir: &Path) -> Vec<String> {
-    COMPANIONS.iter().filter(|n| dir.join(n).is_file()).map(|&n| n.to_owned()).collect()
+/// Those of `source`; none if its weights came from no file.
+pub(crate) fn companions(source: &Source) -> Vec<String> {
+    let there = |n: &&&str| !source.files.is_empty() && source.dir.join(n).is_file();
+    COMPANIONS.iter().filter(there).map(|&n| n.to_owned()).collect()
 }
