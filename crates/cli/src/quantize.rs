@@ -49,9 +49,9 @@ pub struct QuantizeArgs {
     /// Rows of the calibration file to use [default: all]
     #[arg(long, value_name = "N", requires = "calibration", value_parser = clap::value_parser!(u32).range(1..))]
     rows: Option<u32>,
-    /// How ranges are chosen: minmax, moving-average, histogram, percentile[:P], entropy, mse [default: minmax]
-    #[arg(long, value_name = "NAME", requires = "calibration")]
-    observer: Option<String>,
+    /// How ranges are chosen: minmax, moving-average, histogram, percentile, percentile:99.9, entropy, mse
+    #[arg(long, value_name = "NAME", requires = "calibration", default_value = "minmax")]
+    observer: String,
     /// Keep modules in float (repeatable); a pattern that matches nothing is an error
     #[arg(long, value_name = "PATTERN")]
     skip: Vec<String>,
@@ -126,7 +126,7 @@ fn calibration_data(
     task: Option<Task>,
     world: &World,
 ) -> Result<(Vec<Sequence>, Method)> {
-    let method = args.observer.as_deref().map_or(Ok(Method::MinMax), Method::parse)?;
+    let method = Method::parse(&args.observer)?;
     let session = Session::open(&args.model, task, world.cx.clone())?;
     let data = rows::read(&session, file, "--calibration", args.rows.map(|n| n as usize), world)?;
     Ok((data.sequences.concat(), method))

@@ -240,7 +240,7 @@ fn what_cannot_be_evaluated_says_so_before_any_work() {
         (&["quantize", m, "-o", o, "--eval", d, "--gate", "accuracy=-1"], &["gate cannot be read"]),
         (&["quantize", m, "-o", o, "--gate", "accuracy>=-1"], &["--eval"]),
         (&["quantize", m, "-o", o, "--eval", d], &["--gate"]),
-        (&["quantize", m, "-o", o, "--recipe", "static"], &["recipe is not known"]),
+        (&["quantize", m, "-o", o, "--recipe", "int3"], &["recipe is not known"]),
     ];
     for (args, parts) in cases {
         let (_, stderr, status) = run(args);

@@ -134,7 +134,10 @@ fn what_cannot_be_done_is_refused_with_its_line() {
         ("", &["missing field `name`"]),
         ("name = \"a b\"\n", &["line 1", "no usable name"]),
         ("name = \"dynamic\"\n[words]\nweight = \"int8\"\n", &["line 1", "name of a preset"]),
-        ("name = \"m\"\nbase = \"magic\"\n", &["line 2", "expected dynamic, weight-only, found magic"]),
+        (
+            "name = \"m\"\nbase = \"magic\"\n",
+            &["line 2", "expected dynamic, static, weight-only, found magic"],
+        ),
         ("name = \"m\"\n\nbits = 4\n", &["line 3", "unknown field `bits`"]),
         ("name = \"m\"\n[linears]\nweight = \"int4\"\n", &["line 3", "`int4`", "`int8`"]),
         ("name = \"m\"\n[linears]\noutput = \"float\"\n", &["line 3", "unknown field `output`"]),
@@ -179,5 +182,7 @@ fn what_cannot_be_done_is_refused_with_its_line() {
     let error = Recipe::open("no/such.toml", &[]).unwrap_err();
     assert!(error.to_string().contains("no/such.toml"), "{error}");
     assert!(Recipe::open("dynamic.toml", &[]).unwrap_err().advice().unwrap().contains("without .toml"));
-    assert!(Recipe::new("static", &[]).unwrap_err().to_string().contains("expected dynamic, weight-only"));
+    assert!(
+        Recipe::new("int3", &[]).unwrap_err().to_string().contains("expected dynamic, static, weight-only")
+    );
 }
