@@ -61,13 +61,17 @@ impl PackedI8 {
         }
         let groups = inp.div_ceil(GROUP);
         let mut lines = Lines::zeroed(out.div_ceil(LANES) * groups * LANES * GROUP);
-        let bytes: &mut [i8] = lines.of_mut();
+        let words: &mut [[i8; GROUP]] = lines.of_mut();
         let mut sums = vec![0; out];
-        for j in 0..out {
-            for k in 0..inp {
-                let code = codes[j * inp + k];
-                bytes[byte_of(groups, j, k)] = code;
-                sums[j] += i32::from(code);
+        for (j, row) in codes.chunks_exact(inp.max(1)).enumerate().take(out) {
+            sums[j] = row.iter().map(|&code| i32::from(code)).sum();
+            let (full, rest) = row.as_chunks::<GROUP>();
+            let column = &mut words[word_of(groups, j, 0)..];
+            for (word, group) in column.iter_mut().step_by(LANES).zip(full) {
+                *word = *group;
+            }
+            if let Some(word) = column.get_mut(full.len() * LANES).filter(|_| !rest.is_empty()) {
+                word[..rest.len()].copy_from_slice(rest);
             }
         }
         Ok(PackedI8 { lines, scale: scale.to_vec(), sums, out, inp })
@@ -90,9 +94,14 @@ impl PackedI8 {
 
     /// The codes as they were packed, `[out, in]` row-major.
     pub fn codes(&self) -> Vec<i8> {
-        let (bytes, groups): (&[i8], usize) = (self.lines.of(), self.groups());
-        let at = (0..self.out).flat_map(|j| (0..self.inp).map(move |k| byte_of(groups, j, k)));
-        at.map(|at| bytes[at]).collect()
+        let (words, groups): (&[[i8; GROUP]], usize) = (self.lines.of(), self.groups());
+        let mut codes = Vec::with_capacity(self.out * self.inp);
+        for j in 0..self.out {
+            let column = words.get(word_of(groups, j, 0)..).unwrap_or_default();
+            let column = column.iter().step_by(LANES).take(groups);
+            codes.extend(column.flatten().take(self.inp));
+        }
+        codes
     }
 
     fn groups(&self) -> usize {
@@ -106,8 +115,9 @@ impl PackedI8 {
     }
 }
 
-fn byte_of(groups: usize, j: usize, k: usize) -> usize {
-    ((j / LANES * groups + k / GROUP) * LANES + j % LANES) * GROUP + k % GROUP
+/// The word of codes `GROUP * group..` of output column `j`; those of the next group lie a line further.
+fn word_of(groups: usize, j: usize, group: usize) -> usize {
+    (j / LANES * groups + group) * LANES + j % LANES
 }
 
 impl std::fmt::Debug for PackedI8 {

@@ -321,14 +321,19 @@ fn pack_int8(name: &str, codes: &[i8], scale: &[f32], out: usize, inp: usize) ->
 
 /// Rows of `width` codes followed by copies of some of their columns.
 fn repeat(codes: &[i8], width: usize, columns: &[u32]) -> Vec<i8> {
-    let row = |row: &[i8]| -> Vec<i8> {
-        row.iter().copied().chain(columns.iter().map(|&c| row[c as usize])).collect()
-    };
-    codes.chunks_exact(width).flat_map(row).collect()
+    let mut wide = Vec::with_capacity(codes.len() / width.max(1) * (width + columns.len()));
+    for row in codes.chunks_exact(width.max(1)) {
+        wide.extend_from_slice(row);
+        wide.extend(columns.iter().map(|&c| row[c as usize]));
+    }
+    wide
 }
 
+/// Rows `rows` of `values`, each `width` long.
 fn select<T: Copy>(values: &[T], width: usize, rows: &[usize]) -> Vec<T> {
-    rows.iter().flat_map(|&r| &values[r * width..(r + 1) * width]).copied().collect()
+    let mut some = Vec::with_capacity(rows.len() * width);
+    rows.iter().for_each(|&r| some.extend_from_slice(&values[r * width..(r + 1) * width]));
+    some
 }
 
 /// `[hidden, hidden / groups, kernel]` as a linear over `kernel` neighbours side by side, tap-major;

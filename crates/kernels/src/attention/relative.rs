@@ -30,11 +30,10 @@ impl RelativeKeys {
         let lines = Lines::zeroed(heads * rows.div_ceil(LANES) * head_size * LANES * 4);
         let mut packed = RelativeKeys { lines, rows, heads, head_size };
         for a in 0..rows {
-            for head in 0..heads {
-                for c in 0..head_size {
-                    let at = packed.at(head, a, c);
-                    packed.lines.of_mut::<f32>()[at] = projected.row(a)[head * head_size + c];
-                }
+            for (head, values) in projected.row(a).chunks_exact(head_size.max(1)).enumerate() {
+                let first = packed.at(head, a, 0);
+                let column = packed.lines.of_mut::<f32>()[first..].iter_mut().step_by(LANES);
+                column.zip(values).for_each(|(to, from)| *to = *from);
             }
         }
         packed
