@@ -5,6 +5,7 @@ use crate::{Outcome, World};
 use clap::Args;
 use qberta_kernels::mapped::Bytes;
 use qberta_model::{Error, Result};
+use qberta_runtime::metrics::statistics::tango;
 use qberta_runtime::{Answer, Options, RawAnswer, Row, Session, Tokenizer};
 use qberta_store::load::{Source, parse_config};
 use qberta_store::safetensors;
@@ -194,16 +195,15 @@ struct Comparison {
     mean: f64,
 }
 
-/// Paired over rows: `b` float right and int8 wrong, `c` the reverse; the drop is `(b - c) / n` with
-/// standard error `sqrt(b + c - (b - c)^2 / n) / n` (McNemar's design, Wald interval).
+/// Paired over rows: `lost` float right and int8 wrong, `gained` the reverse; the drop is `(lost - gained) / n`,
+/// with Tango's score interval, as in `evaluate`.
 fn compare(float: &Trial, int8: &Trial, truth: &[String]) -> Comparison {
     let n = truth.len() as f64;
     let share = |f: &dyn Fn(usize) -> bool| (0..truth.len()).filter(|&i| f(i)).count() as f64;
     let (right_a, right_b) = (|i: usize| float.labels[i] == truth[i], |i: usize| int8.labels[i] == truth[i]);
-    let b = share(&|i| right_a(i) && !right_b(i));
-    let c = share(&|i| !right_a(i) && right_b(i));
-    let drop = (b - c) / n;
-    let error = 1.96 * (b + c - (b - c).powi(2) / n).max(0.0).sqrt() / n;
+    let lost = share(&|i| right_a(i) && !right_b(i));
+    let gained = share(&|i| !right_a(i) && right_b(i));
+    let [low, high] = tango(lost as usize, gained as usize, truth.len());
     let differences: Vec<f64> = float
         .logits
         .iter()
@@ -213,8 +213,8 @@ fn compare(float: &Trial, int8: &Trial, truth: &[String]) -> Comparison {
     Comparison {
         float: 100.0 * share(&right_a) / n,
         int8: 100.0 * share(&right_b) / n,
-        drop: 100.0 * drop,
-        interval: [100.0 * (drop - error), 100.0 * (drop + error)],
+        drop: 100.0 * (lost - gained) / n,
+        interval: [100.0 * low, 100.0 * high],
         agreement: 100.0 * share(&|i| float.labels[i] == int8.labels[i]) / n,
         largest: differences.iter().copied().fold(0.0, f64::max),
         mean: differences.iter().sum::<f64>() / n,

@@ -5,12 +5,13 @@ mod plot;
 
 use crate::rows::{self, Data};
 use crate::screen::{count, table};
-use crate::{Outcome, World, task};
+use crate::{Outcome, World, output, task};
 use clap::Args;
 use qberta_model::{Architecture, Error, Result};
 use qberta_runtime::{Row, Session};
 use qberta_toolkit::diagnose::{Diagnosis, Errors, Flip, PlaceReport, diagnose};
 use serde_json::json;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Show where error enters a quantized model, place by place
@@ -59,6 +60,7 @@ struct Subject<'a> {
 
 pub fn run(args: &DiagnoseArgs, world: &World) -> Result<Outcome> {
     let task = task(&args.task)?;
+    let html = args.html.as_deref().map(|path| output::open(path, "--html", &[&args.data])).transpose()?;
     let float = Session::open(&args.float, task, world.cx.clone())?;
     let quantized = Session::open(&args.quantized, task, world.cx.clone())?;
     let data = rows::read(&float, &args.data, "--data", Some(args.limit as usize), world)?;
@@ -69,9 +71,10 @@ pub fn run(args: &DiagnoseArgs, world: &World) -> Result<Outcome> {
         found.name_tokens(|id| tokenizer.token(id).map(|t| t.replace('\u{2581}', " ")));
     }
     let subject = Subject { args, data: &data, arch: float.architecture(), session: &float };
-    if let Some(path) = &args.html {
+    if let (Some(path), Some(mut file)) = (&args.html, html) {
         let page = html::page(&subject, &found);
-        std::fs::write(path, page).map_err(|e| Error::io("cannot write", path.display(), &e))?;
+        output::begin(&file, path.display())?;
+        file.write_all(page.as_bytes()).map_err(|e| Error::io("cannot write", path.display(), &e))?;
     }
     if world.screen.json {
         let flips: Vec<_> = found.flips.iter().map(|f| subject.flip(f)).collect();

@@ -2,12 +2,13 @@
 
 use crate::data::{DataArgs, advice, gates, note, verdict};
 use crate::screen::{bytes, count, table};
-use crate::{Outcome, World, task};
+use crate::{Outcome, World, output, task};
 use clap::Args;
 use qberta_model::{Error, Result};
 use qberta_runtime::evaluate::{Comparison, Estimate, Exam, Metric, Output, Report, Trial, Verdict};
 use qberta_runtime::{Row, Session};
 use qberta_store::Source;
+use qberta_toolkit::check_digests;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -75,8 +76,10 @@ pub fn run(args: &EvaluateArgs, world: &World) -> Result<Outcome> {
     if let Some(second) = &args.second {
         exam.fits(&Source::open(second, task)?.arch).map_err(|e| e.at(second.display()))?;
     }
-    let mut answers = args.output.as_deref().map(|path| Answers::create(path, &args.data)).transpose()?;
+    let mut answers = args.output.as_deref().map(|path| Answers::open(path, &args.data)).transpose()?;
     let mut candidates = Vec::new();
+    // Figures of a damaged artefact would prove nothing.
+    paths.iter().try_for_each(|path| check_digests(path))?;
     // One model in memory at a time.
     for (path, name) in paths.iter().zip(names(&paths)) {
         let session = args.data_args.session(Session::open(path, task, world.cx.clone())?);
@@ -328,19 +331,13 @@ struct Answers {
 }
 
 impl Answers {
-    /// Created before the models run, so that a path that cannot be written is found at once.
-    fn create(path: &Path, data: &Path) -> Result<Answers> {
-        let same = path.canonicalize().ok().is_some_and(|p| data.canonicalize().ok() == Some(p));
-        if same {
-            return Err(Error::input("answers would overwrite the data")
-                .at("--output")
-                .found(path.display()));
-        }
-        let file = File::create(path).map_err(|e| Error::io("cannot create", path.display(), &e))?;
+    fn open(path: &Path, data: &Path) -> Result<Answers> {
+        let file = output::open(path, "--output", &[data])?;
         Ok(Answers { out: BufWriter::new(file), name: path.display().to_string() })
     }
 
     fn write(&mut self, exam: &Exam, trials: &[&Trial]) -> Result<()> {
+        output::begin(self.out.get_ref(), &self.name)?;
         for (i, example) in exam.examples.iter().enumerate() {
             let answers: Vec<Value> = trials
                 .iter()

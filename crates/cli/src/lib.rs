@@ -10,6 +10,7 @@ mod doctor;
 mod evaluate;
 mod export;
 mod inspect;
+mod output;
 mod predict;
 mod quantize;
 mod rows;

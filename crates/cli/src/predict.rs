@@ -1,13 +1,13 @@
 //! `qberta predict`: text or token ids in, answers out.
 
-use crate::{Outcome, World, task};
+use crate::{Outcome, World, output, task};
 use clap::Args;
 use qberta_model::{Error, Result};
 use qberta_runtime::{Aggregation, Options, Pooling, Row, Session};
 use qberta_toolkit::Progress;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Answer text (or token ids) with a float checkpoint or an artefact
 ///
@@ -124,7 +124,7 @@ pub fn run(args: &PredictArgs, world: &World) -> Result<Outcome> {
         max_answer: args.max_answer.max(1),
         no_answer: args.no_answer,
     };
-    let mut writer = Writer::open(&args.output)?;
+    let mut writer = Writer::open(args)?;
     let mut rows = source(args)?;
     world.screen.stage("answering", rows.known_len().unwrap_or(0) as u64);
     loop {
@@ -223,6 +223,8 @@ fn source(args: &PredictArgs) -> Result<Rows<'_>> {
     };
     let lines = reader.lines().enumerate().filter_map(move |(i, line)| {
         let place = format!("{name} line {}", i + 1);
+        // Editors of some systems put a mark before the first line.
+        let line = line.map(|l| if i == 0 { l.trim_start_matches('\u{feff}').to_owned() } else { l });
         match line {
             Ok(line) if line.trim().is_empty() => None,
             Ok(line) => Some(parse(&line).map_err(|e| e.at(&place)).map(|row| (place, row))),
@@ -240,25 +242,34 @@ fn parse(line: &str) -> Result<Row> {
 struct Writer {
     out: BufWriter<Box<dyn Write>>,
     name: String,
+    /// The output file until the first answer: an error before it leaves what the file held.
+    fresh: Option<File>,
 }
 
 impl Writer {
-    fn open(path: &Option<PathBuf>) -> Result<Writer> {
-        let (out, name): (Box<dyn Write>, String) = match path {
-            Some(path) => {
-                let file = File::create(path).map_err(|e| Error::io("cannot create", path.display(), &e))?;
-                (Box::new(file), path.display().to_string())
-            }
-            None => (Box::new(std::io::stdout()), "standard output".to_owned()),
+    fn open(args: &PredictArgs) -> Result<Writer> {
+        let Some(path) = &args.output else {
+            let out: Box<dyn Write> = Box::new(std::io::stdout());
+            return Ok(Writer { out: BufWriter::new(out), name: "standard output".to_owned(), fresh: None });
         };
-        Ok(Writer { out: BufWriter::new(out), name })
+        let read: Vec<&Path> = args.input.iter().map(PathBuf::as_path).collect();
+        let file = output::open(path, "--output", &read)?;
+        let name = path.display().to_string();
+        let fresh = file.try_clone().map_err(|e| Error::io("cannot write", &name, &e))?;
+        Ok(Writer { out: BufWriter::new(Box::new(file)), name, fresh: Some(fresh) })
     }
 
     fn line(&mut self, line: &str) -> Result<()> {
+        self.begin()?;
         writeln!(self.out, "{line}").map_err(|e| self.failed(&e))
     }
 
+    fn begin(&mut self) -> Result<()> {
+        self.fresh.take().map_or(Ok(()), |file| output::begin(&file, &self.name))
+    }
+
     fn finish(mut self) -> Result<()> {
+        self.begin()?;
         self.out.flush().map_err(|e| self.failed(&e))
     }
 

@@ -114,6 +114,11 @@ impl Drop for Staging {
 
 /// The error for a target that already holds something, before any work is done.
 pub fn check_target(target: &Path) -> Result<()> {
+    if fs::symlink_metadata(target).is_ok_and(|m| m.is_symlink()) {
+        return Err(Error::input("output is a symbolic link").at(target.display()).hint(
+            "a finished directory is renamed into place, and cannot take that of a link: name a directory",
+        ));
+    }
     match fs::read_dir(target) {
         Ok(mut entries) => match entries.next() {
             None => Ok(()),

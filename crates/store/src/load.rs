@@ -15,6 +15,32 @@ use std::path::{Path, PathBuf};
 /// File name of a Hugging Face configuration.
 pub const CONFIG: &str = "config.json";
 
+/// Files that travel with the weights unchanged: notices, tokenizers, pooling settings.
+pub const COMPANIONS: &[&str] = &[
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "1_Pooling/config.json",
+    "added_tokens.json",
+    "bpe_encoder.bin",
+    "config_sentence_transformers.json",
+    "merges.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spm.model",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
+/// The first of them that say nothing to a program.
+const NOTICES: usize = 3;
+
 /// A checkpoint or artefact read into named tensors, before a model is built from it.
 #[derive(Debug)]
 pub struct Source {
@@ -176,6 +202,14 @@ fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
                 .expected(format!("{} bytes", record.bytes))
                 .found(format!("{size} bytes")));
         }
+    }
+    // A tokenizer put beside an artefact would be read in the place of its own, and no digest knows it.
+    let stray = |name: &&&str| !manifest.files.contains_key(**name) && dir.join(name).is_file();
+    if let Some(name) = COMPANIONS[NOTICES..].iter().find(stray) {
+        return Err(Error::mismatch("file was added to the artefact after it was written")
+            .at(dir.join(name).display())
+            .expected("the files that the manifest lists")
+            .hint("remove it, or quantize a checkpoint that holds it"));
     }
     let record = manifest.files.get(CONFIG);
     if record.is_none_or(|r| digest::of_file(&dir.join(CONFIG)).is_ok_and(|(d, _)| d != r.sha256)) {

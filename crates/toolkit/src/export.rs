@@ -4,6 +4,7 @@ use crate::doctor::weights::to_float;
 use crate::hf_config::artefact_config;
 use crate::plan::Plan;
 use crate::quantize::{WEIGHTS, companions};
+use crate::verify::check_digests;
 use qberta_kernels::Context;
 use qberta_model::{Error, Result};
 use qberta_store::assemble::INPUT_GRID;
@@ -46,6 +47,7 @@ pub struct Exported {
 /// target is as it was before.
 pub fn export(model: &Path, out: &Path, target: Target, cx: &Context) -> Result<Exported> {
     check(out, target)?;
+    check_digests(model)?;
     export_source(&Source::open(model, None)?, out, target, cx)
 }
 

@@ -25,4 +25,4 @@ pub use quantize::{
 };
 pub use recipe::{Pattern, Recipe};
 pub use shapes::Shape;
-pub use verify::{Verified, verify};
+pub use verify::{Verified, check_digests, verify};

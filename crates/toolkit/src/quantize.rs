@@ -13,7 +13,7 @@ use qberta_model::{Error, Model, Result, Site, Task};
 use qberta_store::assemble::{INPUT_GRID, SCALE};
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
-use qberta_store::load::CONFIG;
+use qberta_store::load::{COMPANIONS, CONFIG};
 use qberta_store::manifest::{
     self, CalibrationRecord, FileRecord, GateRecord, Input, Manifest, RecipeRecord, Weight,
 };
@@ -470,30 +470,7 @@ pub(crate) fn source_records(source: &Source) -> Result<BTreeMap<String, FileRec
         .collect()
 }
 
-/// Files that travel with the weights unchanged: tokenizers, pooling settings, notices.
-const COMPANIONS: &[&str] = &[
-    "1_Pooling/config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
-    "added_tokens.json",
-    "bpe_encoder.bin",
-    "config_sentence_transformers.json",
-    "merges.txt",
-    "modules.json",
-    "sentence_bert_config.json",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spm.model",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-];
-
-/// Those of `source`; none if its weights came from no file.
+/// The [`COMPANIONS`] of `source`; none if its weights came from no file.
 pub(crate) fn companions(source: &Source) -> Vec<String> {
     let there = |n: &&&str| !source.files.is_empty() && source.dir.join(n).is_file();
     COMPANIONS.iter().filter(there).map(|&n| n.to_owned()).collect()

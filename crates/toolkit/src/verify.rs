@@ -33,11 +33,15 @@ pub(crate) fn verify_at(dir: &Path, cx: &Context) -> Result<Verified> {
     let path = dir.join(manifest::NAME);
     let bytes = std::fs::read(&path).map_err(|e| {
         let error = Error::io("cannot read the manifest of an artefact", path.display(), &e);
-        match dir.join("config.json").is_file() {
-            true => {
+        match std::fs::read_to_string(dir.join("config.json")) {
+            Ok(config) if config.contains("quantization_config") => error.hint(
+                "config.json says that this is quantized: if it was an artefact, its manifest is lost. Copy it back, \
+                 or quantize the float checkpoint again",
+            ),
+            Ok(_) => {
                 error.hint("this looks like a float checkpoint; `qberta quantize` makes an artefact of it")
             }
-            false => error.hint("pass a directory that `qberta quantize` wrote"),
+            Err(_) => error.hint("pass a directory that `qberta quantize` wrote"),
         }
     })?;
     let manifest = Manifest::parse(&bytes, true).map_err(|e| e.at(dir.display()))?;
@@ -57,6 +61,15 @@ pub(crate) fn verify_at(dir: &Path, cx: &Context) -> Result<Verified> {
         probes: manifest.probes.len(),
         unlisted: unlisted(dir, &manifest),
     })
+}
+
+/// Checks the digests of the files of the artefact at `dir`, if it is one: what proves something about a model
+/// must not start from a damaged one.
+///
+/// Errors: the first file that is not as it was written.
+pub fn check_digests(dir: &Path) -> Result<()> {
+    let Ok(bytes) = std::fs::read(dir.join(manifest::NAME)) else { return Ok(()) };
+    check_files(dir, &Manifest::parse(&bytes, true).map_err(|e| e.at(dir.display()))?)
 }
 
 fn check_files(dir: &Path, manifest: &Manifest) -> Result<()> {

@@ -1,0 +1,100 @@
+//! What the program must not do to a user's files, and what it must not believe of them.
+
+mod common;
+
+use assert_cmd::Command;
+use common::{golden, path};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn run(args: &[&str]) -> (String, String, i32) {
+    let output = Command::cargo_bin("qberta").unwrap().args(args).output().unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    (text(&output.stdout), text(&output.stderr), output.status.code().unwrap_or(-1))
+}
+
+fn artefact(dir: &Path) -> PathBuf {
+    let out = dir.join("int8");
+    let (_, stderr, status) = run(&["quantize", path(&golden("v3-sequence")), "-o", path(&out)]);
+    assert_eq!(status, 0, "{stderr}");
+    out
+}
+
+#[test]
+fn what_is_read_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, rows) = (golden("v3-sequence"), dir.path().join("rows.jsonl"));
+    let text = "{\"input_ids\":[5,6,7]}\n{\"input_ids\":[8]}\n";
+    fs::write(&rows, text).unwrap();
+    let (m, r) = (path(&model), path(&rows));
+    let cases: [&[&str]; 2] =
+        [&["predict", m, "--raw", "-i", r, "-o", r], &["diagnose", m, m, "--data", r, "--html", r]];
+    for args in cases {
+        let (_, stderr, status) = run(args);
+        assert_eq!((status, stderr.contains("overwrite")), (2, true), "{args:?}: {stderr}");
+        assert_eq!(fs::read_to_string(&rows).unwrap(), text, "{args:?}");
+    }
+}
+
+#[test]
+fn earlier_answers_stand_until_there_are_new_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rows, answers) = (dir.path().join("rows.jsonl"), dir.path().join("answers.jsonl"));
+    fs::write(&answers, "much longer than one line of answers, and from an earlier run\n".repeat(9)).unwrap();
+    fs::write(&rows, "{\"input_ids\":\"no\"}\n").unwrap();
+    let model = golden("v3-sequence");
+    let args = ["predict", path(&model), "--raw", "-i", path(&rows), "-o", path(&answers)];
+    assert_eq!(run(&args).2, 2);
+    assert!(fs::read_to_string(&answers).unwrap().starts_with("much longer"));
+    // A mark of byte order is no text.
+    fs::write(&rows, "\u{feff}{\"input_ids\":[5,6]}\n").unwrap();
+    let (_, stderr, status) = run(&args);
+    assert_eq!(status, 0, "{stderr}");
+    let text = fs::read_to_string(&answers).unwrap();
+    assert!(text.starts_with("{\"logits\":") && text.lines().count() == 1, "{text}");
+}
+
+#[test]
+fn a_tokenizer_put_beside_an_artefact_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = artefact(dir.path());
+    fs::write(out.join("notes.txt"), "mine").unwrap();
+    assert_eq!(run(&["verify", path(&out)]).2, 0, "a note harms nobody");
+    fs::write(out.join("tokenizer.json"), "{}").unwrap();
+    for (verb, expected) in [("verify", 1), ("predict", 2)] {
+        let (stdout, stderr, status) = run(&[verb, path(&out)]);
+        assert_eq!(status, expected, "{stdout}{stderr}");
+        assert!(format!("{stdout}{stderr}").contains("was added"), "{stdout}{stderr}");
+    }
+}
+
+#[test]
+fn nothing_is_proven_of_a_damaged_artefact() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = artefact(dir.path());
+    let (weights, float, data) =
+        (out.join("model.safetensors"), dir.path().join("float"), dir.path().join("data.jsonl"));
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    fs::write(&data, "{\"input_ids\":[5,6],\"label\":0}\n").unwrap();
+    let (o, f, d) = (path(&out), path(&float), path(&data));
+    let cases: [&[&str]; 2] =
+        [&["export", o, "--to", "huggingface", "-o", f], &["evaluate", o, "--data", d]];
+    for args in cases {
+        let (_, stderr, status) = run(args);
+        assert_eq!((status, stderr.contains("digest")), (2, true), "{args:?}: {stderr}");
+    }
+    assert!(!float.exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_is_no_place_for_an_artefact() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
+    let (_, stderr, status) = run(&["quantize", path(&golden("v3-sequence")), "-o", path(&link)]);
+    assert_eq!((status, stderr.contains("symbolic link")), (2, true), "{stderr}");
+}
