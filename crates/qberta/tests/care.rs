@@ -80,8 +80,7 @@ fn nothing_is_proven_of_a_damaged_artefact() {
     fs::write(&weights, bytes).unwrap();
     fs::write(&data, "{\"input_ids\":[5,6],\"label\":0}\n").unwrap();
     let (o, f, d) = (path(&out), path(&float), path(&data));
-    let cases: [&[&str]; 2] =
-        [&["export", o, "--to", "huggingface", "-o", f], &["evaluate", o, "--data", d]];
+    let cases: [&[&str]; 2] = [&["export", o, "--to", "huggingface", "-o", f], &["evaluate", o, "--data", d]];
     for args in cases {
         let (_, stderr, status) = run(args);
         assert_eq!((status, stderr.contains("digest")), (2, true), "{args:?}: {stderr}");
