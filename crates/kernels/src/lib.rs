@@ -25,6 +25,7 @@ mod lanes;
 pub mod mapped;
 mod matrix;
 mod parallel;
+mod pool;
 mod rows;
 #[cfg(test)]
 mod testing;

@@ -5,8 +5,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
+use crate::pool::Pool;
 use crate::{Isa, Matrix};
 
 /// How kernels are run: on which instruction set and on how many threads. Cloning shares the threads.
@@ -33,7 +32,7 @@ impl Context {
 /// A fixed number of threads that kernels split their work over.
 #[derive(Clone)]
 pub struct Threads {
-    pool: Option<Arc<rayon::ThreadPool>>, // None: work on the calling thread
+    pool: Option<Arc<Pool>>, // None: work on the calling thread
 }
 
 impl Threads {
@@ -41,10 +40,7 @@ impl Threads {
         match count {
             0 => Err("a context needs at least one thread, found 0".to_string()),
             1 => Ok(Threads { pool: None }),
-            _ => rayon::ThreadPoolBuilder::new()
-                .num_threads(count)
-                .thread_name(|i| format!("qberta-{i}"))
-                .build()
+            _ => Pool::new(count - 1)
                 .map(|pool| Threads { pool: Some(Arc::new(pool)) })
                 .map_err(|e| format!("cannot start {count} threads: {e}")),
         }
@@ -52,15 +48,13 @@ impl Threads {
 
     /// Number of threads, at least 1.
     pub fn count(&self) -> usize {
-        self.pool.as_ref().map_or(1, |pool| pool.current_num_threads())
+        self.pool.as_ref().map_or(1, |pool| pool.threads())
     }
 
     /// Calls `work(task)` once for each task in `0..tasks`, in any order, and returns when all are done.
     pub(crate) fn for_each(&self, tasks: usize, work: impl Fn(usize) + Sync) {
         match &self.pool {
-            Some(pool) if tasks > 1 => {
-                pool.install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(&work))
-            }
+            Some(pool) if tasks > 1 => pool.for_each(tasks, &work),
             _ => (0..tasks).for_each(work),
         }
     }
@@ -77,15 +71,20 @@ impl Threads {
         if cols == 0 || values.is_empty() {
             return;
         }
+        assert!(values.len().is_multiple_of(cols), "whole rows of {cols} values");
         let rows = values.len() / cols;
         let run = rows.div_ceil(4 * self.count()).max(least).min(rows);
-        match &self.pool {
-            Some(pool) if run < rows => pool.install(|| {
-                let runs = values.par_chunks_mut(run * cols).enumerate();
-                runs.for_each(|(task, values)| work(task * run, values));
-            }),
-            _ => work(0, values),
+        if run >= rows {
+            return work(0, values);
         }
+        let (len, base) = (values.len(), Base(values.as_mut_ptr()));
+        self.for_each(rows.div_ceil(run), |task| {
+            let (start, end) = (task * run * cols, ((task + 1) * run * cols).min(len));
+            // SAFETY: `start..end` is inside `values`, which is borrowed for this call, and no other task has it;
+            // `T` may be sent to the thread of the task.
+            let values = unsafe { std::slice::from_raw_parts_mut(base.at(start), end - start) };
+            work(task * run, values);
+        });
     }
 }
 
@@ -133,16 +132,16 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// The base of an output matrix, shared between tasks that write disjoint tiles of it.
-struct Base(*mut f32);
+/// The base of an output, shared between tasks that write disjoint parts of it.
+struct Base<T>(*mut T);
 
-// SAFETY: the pointer is only used to make tiles, each of which is handed to one task and is disjoint from
-// every other.
-unsafe impl Sync for Base {}
+// SAFETY: the pointer is only used to make tiles and runs, each of which is handed to one task and is disjoint
+// from every other.
+unsafe impl<T: Send> Sync for Base<T> {}
 
-impl Base {
+impl<T> Base<T> {
     // A method, so that closures capture `&Base` (which is Sync) and not the bare pointer inside it.
-    fn at(&self, offset: usize) -> *mut f32 {
+    fn at(&self, offset: usize) -> *mut T {
         self.0.wrapping_add(offset)
     }
 }
