@@ -16,6 +16,11 @@ fn numbers(count: usize, seed: u32) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
+/// Numbers with the bell shape of weights: few are near the largest.
+fn bell(count: usize, seed: u32) -> Vec<f32> {
+    numbers(count * 8, seed).chunks_exact(8).map(|draws| draws.iter().sum()).collect()
+}
+
 /// Seconds of the fastest call.
 fn fastest(mut call: impl FnMut()) -> f64 {
     let (begin, mut best, mut calls) = (Instant::now(), f64::MAX, 0);
@@ -40,7 +45,7 @@ fn products(isa: Isa, threads: usize) {
         if isa == Isa::Scalar && rows > 1 {
             continue; // software fma: minutes
         }
-        let (x, weight) = (Matrix::from_vec(rows, inp, numbers(rows * inp, 1)), numbers(out * inp, 2));
+        let (x, weight) = (Matrix::from_vec(rows, inp, numbers(rows * inp, 1)), bell(out * inp, 2));
         let packed = PackedF32::pack(&weight, out, inp);
         let (codes, scale) = quantize_weight_rows(&weight, out, inp);
         let packed_i8 = PackedI8::pack(&codes, &scale, out, inp).expect("finite weights");

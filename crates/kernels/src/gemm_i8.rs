@@ -4,6 +4,11 @@
 //! straight into i32, AVX2 widens to 16 bits first. Sums may wrap on the way (a zero point of 128 adds up to
 //! 128 times the column sum, which is subtracted again); the corrected sum fits i32 by the bound on `in`.
 
+mod panel;
+
+use panel::Order;
+pub(crate) use panel::Panel;
+
 use crate::lanes::{Kernel, LANES, Simd};
 use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile};
@@ -37,6 +42,7 @@ pub struct PackedI8 {
     lines: Lines,
     scale: Vec<f32>,
     sums: Vec<i32>, // [out] sum of the codes of a column, for the zero point of the input
+    order: Order,
     out: usize,
     inp: usize,
 }
@@ -74,7 +80,8 @@ impl PackedI8 {
                 word[..rest.len()].copy_from_slice(rest);
             }
         }
-        Ok(PackedI8 { lines, scale: scale.to_vec(), sums, out, inp })
+        let order = Order::of(lines.of(), groups);
+        Ok(PackedI8 { lines, scale: scale.to_vec(), sums, order, out, inp })
     }
 
     /// Number of output columns.
@@ -144,6 +151,8 @@ pub fn gemm_i8(cx: &Context, x: &QuantizedRows, w: &PackedI8, bias: Option<&[f32
             zero: &x.zeros()[tile.rows.clone()],
             groups: w.groups(),
             panels: w.panels(&tile.cols),
+            order: &w.order,
+            first: tile.cols.start / LANES,
             columns: Columns::of(w, bias, &tile.cols),
         };
         cx.isa.run(Sweep { product, out: &mut tile });
@@ -215,15 +224,33 @@ struct I8<'a> {
     zero: &'a [i32],
     groups: usize,
     panels: &'a [[i32; LANES]],
+    order: &'a Order,
+    first: usize, // of `panels`, counted in the whole weight
     columns: Columns<'a>,
 }
 
-impl Product for I8<'_> {
+impl I8<'_> {
+    /// Exact sums of codes, `[rows, panels]`.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
+    fn dots<S: Simd, const R: usize, const P: usize>(
+        &self,
+        s: S,
+        row: usize,
+        panel: usize,
+    ) -> [[[i32; LANES]; P]; R] {
         let groups = self.groups;
         let x: [&[i32]; R] = runs(self.x, row * self.stride, self.stride, groups);
         let w: [&[[i32; LANES]]; P] = runs(self.panels, panel * groups, groups, groups);
+        if S::DOTS {
+            let mut dots = [[[0; LANES]; P]; R];
+            for p in 0..P {
+                let sums = s.dots(&x, &Panel::new(w[p], self.order, self.first + panel + p));
+                for r in 0..R {
+                    dots[r][p] = sums[r];
+                }
+            }
+            return dots;
+        }
         let mut acc = [[s.splat_i(0); P]; R];
         for g in 0..groups {
             let mut line = [s.splat_i(0); P];
@@ -237,7 +264,14 @@ impl Product for I8<'_> {
                 }
             }
         }
-        let dots = spill_i(s, acc);
+        spill_i(s, acc)
+    }
+}
+
+impl Product for I8<'_> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
+        let dots = self.dots::<S, R, P>(s, row, panel);
         for p in 0..P {
             let cols = columns(panel + p, out);
             let scale = s.load_any(&self.columns.scale[cols.clone()]);

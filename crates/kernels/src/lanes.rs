@@ -15,6 +15,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 
+use crate::gemm_i8::Panel;
+
 /// Lanes of one vector. Part of the numeric contract: row reductions are defined over 16 partial sums.
 pub(crate) const LANES: usize = 16;
 
@@ -88,6 +90,13 @@ pub(crate) trait Simd: Copy {
     /// `acc + x0*w0 + x1*w1 + x2*w2 + x3*w3` per lane, where the four bytes of a lane of `x` are u8 and those
     /// of `w` are i8. Exact modulo 2^32: nothing saturates, so every order of additions is the same.
     fn dot4(self, acc: Self::I, x: Self::I, w: Self::I) -> Self::I;
+    /// Whether [`Simd::dots`] is there, which it must not be asked for otherwise.
+    const DOTS: bool = false;
+    /// [`Simd::dot4`] from 0 over all lines of a panel, for `R` rows: an own way of this instruction set.
+    #[inline(always)]
+    fn dots<const R: usize>(self, _x: &[&[i32]; R], _panel: &Panel) -> [[i32; LANES]; R] {
+        unreachable!("DOTS is false")
+    }
     /// Byte 0, 1, 2 and 3 (in memory order) of each lane as i8, converted to f32 (exact).
     fn widen4(self, w: Self::I) -> [Self::F; 4];
 
