@@ -73,7 +73,8 @@ fn attention(isa: Isa, threads: usize) {
     let cx = Context::new(isa, threads).expect("an available instruction set");
     let (heads, size, table) = (12, 64, 512);
     let projected = Matrix::from_vec(table, heads * size, numbers(table * heads * size, 3));
-    let relative = RelativeKeys::pack(&projected, heads);
+    let keys = RelativeKeys::pack(&projected, heads);
+    let queries = RelativeKeys::pack_queries(&projected, heads);
     for len in [32, 128, 384, 512] {
         // The shape of DeBERTa's buckets: linear up to 128, then ever slower.
         let bucket = |d: i64| match d.unsigned_abs() as f64 {
@@ -93,7 +94,7 @@ fn attention(isa: Isa, threads: usize) {
             len_max: len,
             mix: None,
         };
-        let both = Attention { key_positions: Some(&relative), query_positions: Some(&relative), ..plain };
+        let both = Attention { key_positions: Some(&keys), query_positions: Some(&queries), ..plain };
         let span = [Span { start: 0, len }];
         let us = |spec: &Attention| {
             1e6 * fastest(|| drop(attend(&cx, spec, &qkv, &qkv, &qkv, &span, Queries::All)))

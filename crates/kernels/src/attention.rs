@@ -95,10 +95,12 @@ pub fn attend(
     let rows: Vec<Range<usize>> = parts.iter().map(|part| part.out.clone()).collect();
     let cols: Vec<Range<usize>> =
         groups.iter().map(|heads| heads.start * spec.head_size..heads.end * spec.head_size).collect();
-    let runs = relative::runs(spec);
+    let down = spec.key_positions.map(|_| relative::Walk::down(spec.index));
+    let up = spec.query_positions.map(|_| relative::Walk::up(spec.index));
+    let (down, up) = (down.as_ref(), up.as_ref());
     for_each_tile(&cx.threads, &mut out, &rows, &cols, |part, group, tile| {
         let part = &parts[part];
-        let task = task::Task { isa: cx.isa, spec, runs: &runs, q, k, v, part, heads: groups[group].clone() };
+        let task = task::Task { isa: cx.isa, spec, down, up, q, k, v, part, heads: groups[group].clone() };
         task.run(tile);
     });
     out
@@ -156,6 +158,8 @@ fn check(spec: &Attention, q: &Matrix, k: &Matrix, v: &Matrix, spans: &[Span], q
         assert!(scores.len() == size && weights.len() == size, "a mix of {} heads", spec.heads);
     }
     let longest = spans.iter().map(|span| span.len).max().unwrap_or(0);
+    assert!(spec.key_positions.is_none_or(|table| table.is_descending()), "K_r is packed as K_r");
+    assert!(spec.query_positions.is_none_or(|table| !table.is_descending()), "Q_r is packed as Q_r");
     for table in [spec.key_positions, spec.query_positions].into_iter().flatten() {
         assert_eq!(
             (table.heads(), table.head_size()),

@@ -100,6 +100,44 @@ pub(crate) trait Simd: Copy {
     /// Byte 0, 1, 2 and 3 (in memory order) of each lane as i8, converted to f32 (exact).
     fn widen4(self, w: Self::I) -> [Self::F; 4];
 
+    /// Eight lanes from each place.
+    #[inline(always)]
+    fn pair(self, low: &[f32; 8], high: &[f32; 8]) -> Self::F {
+        let mut all = [0.0; LANES];
+        all[..8].copy_from_slice(low);
+        all[8..].copy_from_slice(high);
+        self.load(&all)
+    }
+
+    /// The same with lane l of a half being its element `turn[l]`, all below 8.
+    #[inline(always)]
+    fn pair_turned(self, low: &[f32; 8], high: &[f32; 8], turns: [&[u8; 8]; 2]) -> Self::F {
+        let mut all = [0.0; LANES];
+        for l in 0..8 {
+            all[l] = low[usize::from(turns[0][l])];
+            all[8 + l] = high[usize::from(turns[1][l])];
+        }
+        self.load(&all)
+    }
+
+    /// Element j of half h of row i becomes element i of half h of row j.
+    #[inline(always)]
+    fn transpose_halves(self, rows: [Self::F; 8]) -> [Self::F; 8] {
+        let (mut from, mut to) = ([[0.0; LANES]; 8], rows);
+        for i in 0..8 {
+            self.store(rows[i], &mut from[i]);
+        }
+        for j in 0..8 {
+            let mut row = [0.0; LANES];
+            for i in 0..8 {
+                row[i] = from[i][j];
+                row[8 + i] = from[i][8 + j];
+            }
+            to[j] = self.load(&row);
+        }
+        to
+    }
+
     /// The first `n` <= 16 lanes of `new`, the others of `old`.
     #[inline(always)]
     fn first(self, n: usize, new: Self::F, old: Self::F) -> Self::F {

@@ -59,8 +59,11 @@ impl Model {
             let positions = (0..model.arch.layers)
                 .map(|layer| {
                     let p = project_positions(&model.arch, &mut native, layer);
-                    let pack = |m: qberta_kernels::Matrix| RelativeKeys::pack(&m, model.arch.heads);
-                    Positions { key: p.key.map(pack), query: p.query.map(pack) }
+                    let heads = model.arch.heads;
+                    Positions {
+                        key: p.key.map(|m| RelativeKeys::pack(&m, heads)),
+                        query: p.query.map(|m| RelativeKeys::pack_queries(&m, heads)),
+                    }
                 })
                 .collect();
             model.positions = positions;

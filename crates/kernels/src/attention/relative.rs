@@ -2,25 +2,35 @@
 
 use std::ops::Range;
 
-use super::{Attention, Lines};
+use super::Lines;
 use crate::Matrix;
 use crate::lanes::LANES;
 
 /// `K_r` or `Q_r` of one layer: for each head the projected rows of the relative table, `[rows, head_size]`.
 ///
-/// Stored per head as panels of 16 table rows in *descending* order: column t of the panels is table row
-/// `rows - 1 - t`. As j ascends, i - j descends, so neighbouring keys read neighbouring columns.
+/// Stored per head as panels of 16 table rows, in the order in which a row of scores reads their products: with
+/// j for `K_r`, so descending (column t is table row `rows - 1 - t`), with i for `Q_r`, so ascending.
 #[derive(Clone)]
 pub struct RelativeKeys {
     lines: Lines,
+    descending: bool,
     rows: usize,
     heads: usize,
     head_size: usize,
 }
 
 impl RelativeKeys {
-    /// Packs `projected [table rows, heads * head_size]`. Panics unless its columns divide into `heads`.
+    /// Packs `K_r`, `projected [table rows, heads * head_size]`. Panics unless its columns divide into `heads`.
     pub fn pack(projected: &Matrix, heads: usize) -> RelativeKeys {
+        RelativeKeys::pack_either(projected, heads, true)
+    }
+
+    /// Packs `Q_r`, likewise.
+    pub fn pack_queries(projected: &Matrix, heads: usize) -> RelativeKeys {
+        RelativeKeys::pack_either(projected, heads, false)
+    }
+
+    fn pack_either(projected: &Matrix, heads: usize, descending: bool) -> RelativeKeys {
         assert!(
             heads > 0 && projected.cols().is_multiple_of(heads),
             "{heads} heads in {} columns",
@@ -28,10 +38,12 @@ impl RelativeKeys {
         );
         let (rows, head_size) = (projected.rows(), projected.cols() / heads);
         let lines = Lines::zeroed(heads * rows.div_ceil(LANES) * head_size * LANES * 4);
-        let mut packed = RelativeKeys { lines, rows, heads, head_size };
+        let mut packed = RelativeKeys { lines, descending, rows, heads, head_size };
         for a in 0..rows {
+            let t = if descending { rows - 1 - a } else { a };
             for (head, values) in projected.row(a).chunks_exact(head_size.max(1)).enumerate() {
-                let first = packed.at(head, a, 0);
+                let panel = head * rows.div_ceil(LANES) + t / LANES;
+                let first = panel * head_size * LANES + t % LANES;
                 let column = packed.lines.of_mut::<f32>()[first..].iter_mut().step_by(LANES);
                 column.zip(values).for_each(|(to, from)| *to = *from);
             }
@@ -54,27 +66,24 @@ impl RelativeKeys {
         self.head_size
     }
 
-    fn at(&self, head: usize, a: usize, c: usize) -> usize {
-        let t = self.rows - 1 - a;
-        let panel = head * self.rows.div_ceil(LANES) + t / LANES;
-        (panel * self.head_size + c) * LANES + t % LANES
+    /// Whether column t is table row `rows - 1 - t`.
+    pub(super) fn is_descending(&self) -> bool {
+        self.descending
+    }
+
+    /// The panels that hold table rows `reached`.
+    pub(super) fn panels_of(&self, reached: Range<usize>) -> Range<usize> {
+        let columns = match self.descending {
+            true => self.rows - reached.end..self.rows - reached.start,
+            false => reached,
+        };
+        columns.start / LANES..columns.end.div_ceil(LANES)
     }
 
     /// The panels of `head` numbered `panels`, `[panels, head_size]` lines.
     pub(super) fn panels(&self, head: usize, panels: Range<usize>) -> &[[f32; LANES]] {
         let first = head * self.rows.div_ceil(LANES);
         &self.lines.of()[(first + panels.start) * self.head_size..(first + panels.end) * self.head_size]
-    }
-
-    /// Table rows `rows` of `head`, `[rows.len(), head_size]`, row-major.
-    pub(super) fn unpack(&self, head: usize, rows: Range<usize>) -> Lines {
-        let mut lines = Lines::zeroed(rows.len() * self.head_size * 4);
-        let (values, panels): (&mut [f32], &[f32]) = (lines.of_mut(), self.lines.of());
-        for (row, a) in values.chunks_exact_mut(self.head_size).zip(rows) {
-            let first = self.at(head, a, 0);
-            row.iter_mut().enumerate().for_each(|(c, y)| *y = panels[first + c * LANES]);
-        }
-        lines
     }
 }
 
@@ -84,19 +93,52 @@ impl std::fmt::Debug for RelativeKeys {
     }
 }
 
-/// For each entry of the index, how many entries before it lead up to it in steps of one:
-/// `index[d - n] = index[d] - n` for all `n <= runs[d]`. Empty if the attention has no positions.
-pub(super) fn runs(spec: &Attention) -> Vec<u32> {
-    if spec.key_positions.is_none() && spec.query_positions.is_none() {
-        return Vec::new();
+/// How eight neighbouring distances lie in the columns of a product, from each distance on.
+///
+/// Next to the diagonal they are eight neighbouring columns. Further out, in DeBERTa's logarithmic buckets, they
+/// repeat some of at most eight: one load and one permutation. Any other index is read value by value.
+pub(super) struct Walk {
+    /// By distance, as in the index.
+    pub steps: Vec<Step>,
+}
+
+/// Eight distances: lane l reads column `turn[l]` after the first.
+#[derive(Clone, Copy)]
+pub(super) struct Step {
+    pub turn: [u8; 8],
+    pub way: Way,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Straight,
+    Turned,
+    Scattered,
+}
+
+impl Walk {
+    /// From distance d on to d + 1, d + 2, ..: how query positions are read, along i.
+    pub fn up(index: &[u32]) -> Walk {
+        Walk::new(index, |d, l| (d + l).min(index.len() - 1), |first, a| i64::from(a) - i64::from(first))
     }
-    let mut runs = vec![0; spec.index.len()];
-    for d in 1..runs.len() {
-        if u64::from(spec.index[d]) == u64::from(spec.index[d - 1]) + 1 {
-            runs[d] = runs[d - 1] + 1;
-        }
+
+    /// From distance d on to d - 1, d - 2, ..: how key positions are read, along j.
+    pub fn down(index: &[u32]) -> Walk {
+        Walk::new(index, |d, l| d.saturating_sub(l), |first, a| i64::from(first) - i64::from(a))
     }
-    runs
+
+    fn new(index: &[u32], at: impl Fn(usize, usize) -> usize, columns: impl Fn(u32, u32) -> i64) -> Walk {
+        let step = |d: usize| {
+            let far: [i64; 8] = std::array::from_fn(|l| columns(index[d], index[at(d, l)]));
+            let way = match far {
+                [0, 1, 2, 3, 4, 5, 6, 7] => Way::Straight,
+                _ if far.iter().all(|far| (0..8).contains(far)) => Way::Turned,
+                _ => Way::Scattered,
+            };
+            Step { turn: far.map(|far| if way == Way::Scattered { 0 } else { far as u8 }), way }
+        };
+        Walk { steps: (0..index.len()).map(step).collect() }
+    }
 }
 
 /// The range of table rows that `index` names. Panics on an empty one.

@@ -1,111 +1,143 @@
 //! The element-wise part of attention: position terms into a strip of scores, exp, mixing of heads.
 
+use super::relative::{Step, Walk, Way};
 use crate::lanes::{Kernel, LANES, Simd};
 use crate::rows::exp_sum;
 
-/// Rows of the position-to-content window of one strip and one panel of keys.
-pub(super) const WINDOW: usize = super::STRIP + LANES - 1;
+/// Rows that are combined at a time.
+pub(super) const BLOCK: usize = 8;
+
+/// Values that the last row of a product needs after it: a step may read past the columns it uses.
+pub(super) const SLACK: usize = LANES;
 
 /// Adds the position terms to one panel of keys of a strip of scores, and scales.
 pub(super) struct Combine<'a> {
-    /// The panel's first column in row 0 of the strip; rows are `stride` apart.
+    /// The panel's first column in row 0 of the strip; rows are `stride` apart and hold whole panels.
     pub scores: &'a mut [f32],
     pub stride: usize,
     pub rows: usize,
+    pub scale: f32,
+    pub terms: Terms<'a>,
+}
+
+/// The position terms of a panel of keys.
+pub(super) struct Terms<'a> {
     /// Keys of the panel, 1..=16.
     pub keys: usize,
-    pub scale: f32,
-    pub content: Option<ContentToPosition<'a>>,
-    pub position: Option<PositionToContent<'a>>,
-    /// Table rows by distance, and their runs.
+    pub content: Option<Products<'a>>,
+    pub position: Option<Products<'a>>,
+    /// Table rows by distance.
     pub index: &'a [u32],
-    pub runs: &'a [u32],
     /// Where `index` has the distance between row 0 and the panel's first key.
     pub nearest: usize,
 }
 
-/// `q_i . K_r[a]` for the strip.
+/// Products with the reachable rows of a relative table: `q_i . K_r[a]` with a row for each query of the strip,
+/// or `k_j . Q_r[a]` with a row for each key of the panel.
 #[derive(Clone, Copy)]
-pub(super) struct ContentToPosition<'a> {
-    /// Row-major, `stride` apart; column `first - a` is table row a.
-    pub products: &'a [f32],
+pub(super) struct Products<'a> {
+    /// Row-major, `stride` apart, and [`SLACK`].
+    pub values: &'a [f32],
     pub stride: usize,
-    pub first: usize,
-}
-
-/// `k_j . Q_r[a]` for the panel.
-#[derive(Clone, Copy)]
-pub(super) struct PositionToContent<'a> {
-    /// One line of 16 keys per table row, from row `first` on.
-    pub products: &'a [[f32; LANES]],
-    pub first: usize,
+    /// The column of table row 0 if columns ascend, which may be before the first; else that of table row 0,
+    /// from which columns descend.
+    pub origin: i64,
+    pub descending: bool,
+    pub walk: &'a Walk,
 }
 
 impl Kernel for Combine<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut window = [[0.0; LANES]; WINDOW];
-        if let Some(position) = self.position {
-            self.skew(s, position, &mut window);
-        }
-        let scale = s.splat(self.scale);
-        for i in 0..self.rows {
-            let scores = &mut self.scores[i * self.stride..][..self.keys];
-            let mut y = s.load_any(scores);
-            if let Some(content) = self.content {
-                y = s.add(y, content.row(s, i, self.index, self.runs, self.nearest + i, self.keys));
+        let Combine { scores, stride, rows, scale, terms } = self;
+        let scale = s.splat(scale);
+        for first in (0..rows).step_by(BLOCK) {
+            let mut position = [s.splat(0.0); BLOCK];
+            if let Some(products) = terms.position {
+                position = terms.to_content(s, products, first);
             }
-            if self.position.is_some() {
-                y = s.add(y, s.load(&window[i + LANES - 1]));
-            }
-            s.store_any(s.mul(y, scale), scores);
-        }
-    }
-}
-
-impl Combine<'_> {
-    /// Lane l of line i + 15 becomes the product of key l with the table row at distance (row i - key l).
-    ///
-    /// First line r holds, in every lane, the products at the distance of row r - 15 to key 0; then lane l is
-    /// moved down l lines in four steps, one per bit of l.
-    #[inline(always)]
-    fn skew<S: Simd>(&self, s: S, position: PositionToContent, window: &mut [[f32; LANES]; WINDOW]) {
-        let lines = self.rows + LANES - 1;
-        // Lines before the farthest key's distance to row 0 are moved only into lanes past the last key.
-        for r in LANES - self.keys..lines {
-            let a = self.index[self.nearest + r - (LANES - 1)] as usize;
-            window[r] = position.products[a - position.first];
-        }
-        for bit in [1, 2, 4, 8] {
-            let mut mask = [0; LANES];
-            for (l, m) in mask.iter_mut().enumerate() {
-                *m = if l & bit != 0 { -1 } else { 0 };
-            }
-            let mask = s.load_i(&mask);
-            for r in (bit..lines).rev() {
-                let moved = s.choose(mask, s.load(&window[r - bit]), s.load(&window[r]));
-                s.store(moved, &mut window[r]);
+            for r in 0..BLOCK.min(rows - first) {
+                let i = first + r;
+                let Some(scores) = scores[i * stride..].first_chunk_mut::<LANES>() else { return };
+                let mut y = s.load(scores);
+                if let Some(products) = terms.content {
+                    y = s.add(y, terms.to_position(s, products, i));
+                }
+                if terms.position.is_some() {
+                    y = s.add(y, position[r]);
+                }
+                s.store(s.mul(y, scale), scores);
             }
         }
     }
 }
 
-impl ContentToPosition<'_> {
-    /// The products of strip row `i` for `keys` keys, of which the first is at `index[nearest]`.
+impl Terms<'_> {
+    /// `q_i . K_r` at the distances from row `i` of the strip to the keys of the panel.
     #[inline(always)]
-    fn row<S: Simd>(self, s: S, i: usize, index: &[u32], runs: &[u32], nearest: usize, keys: usize) -> S::F {
-        let products = &self.products[i * self.stride..][..self.stride];
-        let start = self.first - index[nearest] as usize;
-        if runs[nearest] as usize >= keys - 1 {
-            return s.load_any(&products[start..start + keys]);
+    fn to_position<S: Simd>(&self, s: S, products: Products, i: usize) -> S::F {
+        let near = self.nearest + i;
+        // A last panel of eight keys or fewer has no others, and no distances to them.
+        let far = if self.keys > BLOCK { near - BLOCK } else { near };
+        products.pair(s, self.index, [(i, near), (i, far)])
+    }
+
+    /// `k_j . Q_r` at the distances from rows `first..first + 8` of the strip to the keys of the panel: read
+    /// along the rows, then turned around.
+    #[inline(always)]
+    fn to_content<S: Simd>(&self, s: S, products: Products, first: usize) -> [S::F; BLOCK] {
+        let mut columns = [s.splat(0.0); BLOCK];
+        let near = self.nearest + first;
+        for r in 0..BLOCK {
+            // A key past the last repeats it: nobody reads its scores.
+            let (low, high) = (r.min(self.keys - 1), (BLOCK + r).min(self.keys - 1));
+            columns[r] = products.pair(s, self.index, [(low, near - low), (high, near - high)]);
         }
-        let mut y = [0.0; LANES];
-        let distances = &index[nearest + 1 - keys..nearest + 1];
-        for (y, &a) in y.iter_mut().zip(distances.iter().rev()) {
-            *y = products[self.first - a as usize];
+        s.transpose_halves(columns)
+    }
+}
+
+impl Products<'_> {
+    /// Eight values from each of two places, given as a row and the distance that its first value is at.
+    #[inline(always)]
+    fn pair<S: Simd>(&self, s: S, index: &[u32], [low, high]: [(usize, usize); 2]) -> S::F {
+        let steps: [&Step; 2] = [&self.walk.steps[low.1], &self.walk.steps[high.1]];
+        if steps[0].way == Way::Scattered || steps[1].way == Way::Scattered {
+            return s.pair(&self.scattered(index, low), &self.scattered(index, high));
         }
-        s.load(&y)
+        let (low, high) = (self.eight(index, low), self.eight(index, high));
+        if steps[0].way == Way::Straight && steps[1].way == Way::Straight {
+            return s.pair(low, high);
+        }
+        s.pair_turned(low, high, [&steps[0].turn, &steps[1].turn])
+    }
+
+    #[inline(always)]
+    fn column(&self, a: u32) -> i64 {
+        if self.descending { self.origin - i64::from(a) } else { self.origin + i64::from(a) }
+    }
+
+    /// The values of row `at.0` from the column of distance `at.1` on.
+    #[inline(always)]
+    fn eight(&self, index: &[u32], at: (usize, usize)) -> &[f32; 8] {
+        let start = at.0 * self.stride + self.column(index[at.1]) as usize;
+        match self.values[start..].first_chunk() {
+            Some(eight) => eight,
+            None => unreachable!("products end with slack"),
+        }
+    }
+
+    /// The values of row `at.0` at eight distances from `at.1` on, one by one; 0 where none was computed.
+    #[inline(never)]
+    fn scattered(&self, index: &[u32], at: (usize, usize)) -> [f32; 8] {
+        let row = &self.values[at.0 * self.stride..][..self.stride];
+        let distance = |l: usize| if self.descending { at.1.checked_sub(l) } else { Some(at.1 + l) };
+        let value = |l: usize| {
+            let a = *index.get(distance(l)?)?;
+            row.get(usize::try_from(self.column(a)).ok()?).copied()
+        };
+        std::array::from_fn(|l| value(l).unwrap_or(0.0))
     }
 }
 

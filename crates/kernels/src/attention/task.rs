@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::relative::reach;
-use super::scores::{Combine, ContentToPosition, Exp, Mix, PositionToContent, Scale};
+use super::relative::{RelativeKeys, Walk, reach};
+use super::scores::{Combine, Exp, Mix, Products, SLACK, Scale, Terms};
 use super::{Attention, Lines, Part, STRIP, Span};
 use crate::gemm_f32::Block;
 use crate::lanes::LANES;
@@ -14,7 +14,9 @@ use crate::{Isa, Matrix};
 pub(super) struct Task<'a> {
     pub isa: Isa,
     pub spec: &'a Attention<'a>,
-    pub runs: &'a [u32],
+    /// How distances lie in the columns of `K_r` and of `Q_r`.
+    pub down: Option<&'a Walk>,
+    pub up: Option<&'a Walk>,
     pub q: &'a Matrix,
     pub k: &'a Matrix,
     pub v: &'a Matrix,
@@ -25,16 +27,34 @@ pub(super) struct Task<'a> {
 /// What the strips of one head share.
 struct Head {
     number: usize,
-    keys: Lines,            // k transposed: panels of 16 tokens, [panels, head_size]
-    values: Lines,          // v: panels of 16 columns, [panels, tokens]
-    query_positions: Lines, // the reachable rows of Q_r, [rows, head_size]
-    query_first: usize,     // the first of those rows
+    keys: Lines,              // k transposed: panels of 16 tokens, [panels, head_size]
+    values: Lines,            // v: panels of 16 columns, [panels, tokens]
+    positions: Vec<Computed>, // k . Q_r for each strip of keys
 }
 
-/// Buffers of one strip.
-struct Scratch {
-    content: Lines,  // [STRIP, table columns] q . K_r
-    position: Lines, // [WINDOW or fewer, 16] k . Q_r
+/// Products of a strip of rows with the part of a relative table that they reach.
+struct Computed {
+    values: Lines,
+    stride: usize,
+    origin: i64,
+}
+
+impl Computed {
+    fn empty() -> Computed {
+        Computed { values: Lines::zeroed(0), stride: 0, origin: 0 }
+    }
+
+    fn from<'a>(&'a self, row: usize, table: &RelativeKeys, walk: &'a Walk) -> Products<'a> {
+        let (stride, origin) = (self.stride, self.origin);
+        let values = &self.values.of()[row * stride..];
+        Products { values, stride, origin, descending: table.is_descending(), walk }
+    }
+}
+
+/// A stride of at least `cols` for rows read side by side: an odd number of cache lines, for otherwise, where
+/// it is a power of two, they would push each other out of the cache.
+fn stride(cols: usize) -> usize {
+    (cols.div_ceil(LANES) | 1) * LANES
 }
 
 impl Task<'_> {
@@ -42,20 +62,20 @@ impl Task<'_> {
     pub fn run(&self, mut out: Tile) {
         let keys = self.part.span.len;
         let heads: Vec<Head> = self.heads.clone().map(|head| self.pack(head)).collect();
-        let stride = keys.next_multiple_of(LANES);
+        let stride = stride(keys);
         // Mixed heads need their strips at the same time, so theirs are low.
         let strip = if self.spec.mix.is_some() { STRIP / 4 } else { STRIP };
         let strip = strip.min(self.part.queries.len());
         let mut scores = Lines::zeroed(heads.len() * strip * stride * 4);
         let mut mixed =
             Lines::zeroed(if self.spec.mix.is_some() { heads.len() * strip * stride * 4 } else { 0 });
-        let mut scratch = Scratch { content: Lines::zeroed(0), position: Lines::zeroed(0) };
+        let mut content = Computed::empty();
         for first in self.part.queries.clone().step_by(strip) {
             let queries = first..(first + strip).min(self.part.queries.end);
             let size = queries.len() * stride;
             let scores = &mut scores.of_mut::<f32>()[..heads.len() * size];
             for (head, scores) in heads.iter().zip(scores.chunks_exact_mut(size)) {
-                self.score(head, queries.clone(), scores, stride, &mut scratch);
+                self.score(head, queries.clone(), scores, stride, &mut content);
             }
             match self.spec.mix {
                 None => self.finish(&heads[0], queries, scores, stride, &mut out, 0),
@@ -132,7 +152,7 @@ impl Task<'_> {
         queries: Range<usize>,
         scores: &mut [f32],
         stride: usize,
-        scratch: &mut Scratch,
+        computed: &mut Computed,
     ) {
         let Span { len: keys, .. } = self.part.span;
         let (rows, size) = (queries.len(), self.spec.head_size);
@@ -146,55 +166,48 @@ impl Task<'_> {
         }
 
         let centre = self.spec.len_max - 1; // distance 0 in the index
-        let content = self.spec.key_positions.map(|table| {
+        if let Some(table) = self.spec.key_positions {
             let reached = reach(&self.spec.index[queries.start + centre + 1 - keys..queries.end + centre]);
-            let columns = table.rows() - reached.end..table.rows() - reached.start;
-            let (from, to) = (columns.start / LANES, columns.end.div_ceil(LANES));
-            let stride = (to - from) * LANES;
-            scratch.content.reserve(rows * stride * 4);
-            let panels = table.panels(head.number, from..to);
-            let mut out = Tile::over(scratch.content.of_mut(), stride, rows, stride);
-            self.isa.run(Block {
-                x: q,
-                stride: self.q.cols(),
-                depth: size,
-                panels,
-                bias: None,
-                out: &mut out,
-            });
-            let first = table.rows() - 1 - from * LANES;
-            ContentToPosition { products: scratch.content.of(), stride, first }
-        });
-        for (panel, key) in (0..keys).step_by(LANES).enumerate() {
-            let count = LANES.min(keys - key);
-            let nearest = queries.start + centre - key;
-            let position = self.spec.query_positions.map(|_| {
-                let reached = reach(&self.spec.index[nearest + 1 - count..nearest + rows]);
-                scratch.position.reserve(reached.len() * LANES * 4);
-                let mut out = Tile::over(scratch.position.of_mut(), LANES, reached.len(), LANES);
-                self.isa.run(Block {
-                    x: &head.query_positions.of()[(reached.start - head.query_first) * size..],
-                    stride: size,
-                    depth: size,
-                    panels: &panels[panel * size..(panel + 1) * size],
-                    bias: None,
-                    out: &mut out,
-                });
-                PositionToContent { products: scratch.position.of(), first: reached.start }
-            });
+            self.multiply(table, head.number, reached, (q, self.q.cols(), rows), computed);
+        }
+        for key in (0..keys).step_by(LANES) {
+            let content = self.spec.key_positions.zip(self.down);
+            let position = self.spec.query_positions.zip(self.up);
             self.isa.run(Combine {
                 scores: &mut scores[key..],
                 stride,
                 rows,
-                keys: count,
                 scale: self.spec.scale,
-                content,
-                position,
-                index: self.spec.index,
-                runs: self.runs,
-                nearest,
+                terms: Terms {
+                    keys: LANES.min(keys - key),
+                    content: content.map(|(table, walk)| computed.from(0, table, walk)),
+                    position: position
+                        .map(|(table, walk)| head.positions[key / STRIP].from(key % STRIP, table, walk)),
+                    index: self.spec.index,
+                    nearest: queries.start + centre - key,
+                },
             });
         }
+    }
+
+    /// Products of `x` (rows `stride` apart) with the table rows `reached` of one head.
+    fn multiply(
+        &self,
+        table: &RelativeKeys,
+        head: usize,
+        reached: Range<usize>,
+        (x, x_stride, rows): (&[f32], usize, usize),
+        into: &mut Computed,
+    ) {
+        let numbers = table.panels_of(reached);
+        let (first, cols) = ((numbers.start * LANES) as i64, numbers.len() * LANES);
+        into.stride = stride(cols);
+        into.origin = if table.is_descending() { table.rows() as i64 - 1 - first } else { -first };
+        into.values.reserve((rows * into.stride + SLACK) * 4);
+        let mut out = Tile::over(into.values.of_mut(), into.stride, rows, cols);
+        let panels = table.panels(head, numbers);
+        let depth = self.spec.head_size;
+        self.isa.run(Block { x, stride: x_stride, depth, panels, bias: None, out: &mut out });
     }
 
     fn pack(&self, head: usize) -> Head {
@@ -214,14 +227,19 @@ impl Task<'_> {
                 values.of_mut::<[f32; LANES]>()[panel * len + j][..v.len()].copy_from_slice(v);
             }
         }
-        let (mut query_positions, mut query_first) = (Lines::zeroed(0), 0);
+        let mut positions = Vec::new();
         if let Some(table) = self.spec.query_positions {
-            let queries = &self.part.queries;
-            let centre = self.spec.len_max - 1;
-            let reached = reach(&self.spec.index[queries.start + centre + 1 - len..queries.end + centre]);
-            query_first = reached.start;
-            query_positions = table.unpack(head, reached);
+            let (queries, centre) = (&self.part.queries, self.spec.len_max - 1);
+            for first in (0..len).step_by(STRIP) {
+                let rows = STRIP.min(len - first);
+                let k = &self.k.as_slice()[(start + first) * self.k.cols() + head * size..];
+                let distances = queries.start + centre + 1 - (first + rows)..queries.end + centre - first;
+                let mut products = Computed::empty();
+                let reached = reach(&self.spec.index[distances]);
+                self.multiply(table, head, reached, (k, self.k.cols(), rows), &mut products);
+                positions.push(products);
+            }
         }
-        Head { number: head, keys, values, query_positions, query_first }
+        Head { number: head, keys, values, positions }
     }
 }

@@ -108,7 +108,7 @@ impl Case {
 
     fn run(&self, cx: &Context, spans: &[Span], queries: Queries) -> Matrix {
         let keys = self.keys.as_ref().map(|table| RelativeKeys::pack(table, self.heads));
-        let query_table = self.queries.as_ref().map(|table| RelativeKeys::pack(table, self.heads));
+        let query_table = self.queries.as_ref().map(|table| RelativeKeys::pack_queries(table, self.heads));
         let spec = Attention {
             heads: self.heads,
             head_size: self.size,

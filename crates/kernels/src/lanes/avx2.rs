@@ -96,6 +96,40 @@ fn half_line(_token: Avx2, panel: &Panel, g: u16, half: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(lines.as_ptr().add(usize::from(g)).cast::<__m256i>().add(half)) }
 }
 
+/// Two rows, their values in turn: `a0 b0 a1 b1`, `a2 b2 a3 b3` in each quarter.
+#[inline(always)]
+fn twos(token: Avx2, a: __m256, b: __m256) -> [__m256d; 2] {
+    op!(token, [_mm256_castps_pd(_mm256_unpacklo_ps(a, b)), _mm256_castps_pd(_mm256_unpackhi_ps(a, b))])
+}
+
+/// Two pairs of rows: values 0, 1, 2 and 3 of each quarter of all four.
+#[inline(always)]
+fn fours(token: Avx2, [a, b]: [__m256d; 2], [c, d]: [__m256d; 2]) -> [__m256; 4] {
+    op!(
+        token,
+        [
+            _mm256_castpd_ps(_mm256_unpacklo_pd(a, c)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(a, c)),
+            _mm256_castpd_ps(_mm256_unpacklo_pd(b, d)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(b, d)),
+        ]
+    )
+}
+
+/// Eight rows of eight values to eight columns: pairs, then pairs of pairs, then halves.
+#[inline(always)]
+fn transpose(token: Avx2, r: [__m256; 8]) -> [__m256; 8] {
+    let (a, b) = (twos(token, r[0], r[1]), twos(token, r[2], r[3]));
+    let (c, d) = (twos(token, r[4], r[5]), twos(token, r[6], r[7]));
+    let (top, bottom) = (fours(token, a, b), fours(token, c, d));
+    let mut out = r;
+    for i in 0..4 {
+        out[i] = op!(token, _mm256_permute2f128_ps::<0x20>(top[i], bottom[i]));
+        out[4 + i] = op!(token, _mm256_permute2f128_ps::<0x31>(top[i], bottom[i]));
+    }
+    out
+}
+
 /// The byte of each lane that a left shift by `LEFT` brings to the top, as f32.
 #[inline(always)]
 fn widen<const LEFT: i32>(token: Avx2, w: I) -> F {
@@ -275,6 +309,38 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn widen4(self, w: I) -> [F; 4] {
         [widen::<24>(self, w), widen::<16>(self, w), widen::<8>(self, w), widen::<0>(self, w)]
+    }
+    #[inline(always)]
+    fn pair(self, low: &[f32; 8], high: &[f32; 8]) -> F {
+        // SAFETY: both references cover the 32 bytes read, unaligned loads are allowed, `self` proves AVX2.
+        unsafe { [_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())] }
+    }
+    #[inline(always)]
+    fn pair_turned(self, low: &[f32; 8], high: &[f32; 8], turns: [&[u8; 8]; 2]) -> F {
+        let x = self.pair(low, high);
+        let turn = turns.map(|turn| i64::from_le_bytes(*turn));
+        op!(
+            self,
+            [
+                _mm256_permutevar8x32_ps(x[0], _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(turn[0]))),
+                _mm256_permutevar8x32_ps(x[1], _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(turn[1])))
+            ]
+        )
+    }
+    #[inline(always)]
+    fn transpose_halves(self, rows: [F; 8]) -> [F; 8] {
+        let mut out = rows;
+        for half in 0..2 {
+            let mut column = [rows[0][half]; 8];
+            for i in 0..8 {
+                column[i] = rows[i][half];
+            }
+            let column = transpose(self, column);
+            for i in 0..8 {
+                out[i][half] = column[i];
+            }
+        }
+        out
     }
     #[inline(always)]
     fn store_bytes(self, x: I, to: &mut [u8; LANES]) {

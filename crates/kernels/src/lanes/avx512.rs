@@ -33,6 +33,47 @@ macro_rules! op {
     }};
 }
 
+/// Two rows, their values in turn: `a0 b0 a1 b1`, `a2 b2 a3 b3` in each quarter.
+#[inline(always)]
+fn twos(token: Avx512, a: __m512, b: __m512) -> [__m512d; 2] {
+    op!(token, [_mm512_castps_pd(_mm512_unpacklo_ps(a, b)), _mm512_castps_pd(_mm512_unpackhi_ps(a, b))])
+}
+
+/// Two pairs of rows: values 0, 1, 2 and 3 of each quarter of all four.
+#[inline(always)]
+fn fours(token: Avx512, [a, b]: [__m512d; 2], [c, d]: [__m512d; 2]) -> [__m512d; 4] {
+    op!(
+        token,
+        [
+            _mm512_unpacklo_pd(a, c),
+            _mm512_unpackhi_pd(a, c),
+            _mm512_unpacklo_pd(b, d),
+            _mm512_unpackhi_pd(b, d),
+        ]
+    )
+}
+
+/// Eight rows to eight columns in each half: pairs, then pairs of pairs, then quarters.
+#[inline(always)]
+fn transpose_halves(token: Avx512, r: [__m512; 8]) -> [__m512; 8] {
+    let (a, b) = (twos(token, r[0], r[1]), twos(token, r[2], r[3]));
+    let (c, d) = (twos(token, r[4], r[5]), twos(token, r[6], r[7]));
+    let (top, bottom) = (fours(token, a, b), fours(token, c, d));
+    let mut out = r;
+    for i in 0..4 {
+        // Quarters 0 and 2 of both, then 1 and 3.
+        let (even, odd) = op!(
+            token,
+            (
+                _mm512_permutex2var_pd(top[i], _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), bottom[i]),
+                _mm512_permutex2var_pd(top[i], _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), bottom[i])
+            )
+        );
+        (out[i], out[4 + i]) = op!(token, (_mm512_castpd_ps(even), _mm512_castpd_ps(odd)));
+    }
+    out
+}
+
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
@@ -177,6 +218,28 @@ impl Simd for Avx512 {
                 _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(w)),
             ]
         )
+    }
+    #[inline(always)]
+    fn pair(self, low: &[f32; 8], high: &[f32; 8]) -> __m512 {
+        // SAFETY: both references cover the 32 bytes read, unaligned loads are allowed, `self` proves AVX-512.
+        let [low, high] = unsafe { [_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())] };
+        op!(self, _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high))
+    }
+    #[inline(always)]
+    fn pair_turned(self, low: &[f32; 8], high: &[f32; 8], turns: [&[u8; 8]; 2]) -> __m512 {
+        let turn = turns.map(|turn| i64::from_le_bytes(*turn));
+        // Lanes of the upper half are eight further on.
+        op!(
+            self,
+            _mm512_permutexvar_ps(
+                _mm512_cvtepu8_epi32(_mm_set_epi64x(turn[1] + 0x0808_0808_0808_0808, turn[0])),
+                self.pair(low, high)
+            )
+        )
+    }
+    #[inline(always)]
+    fn transpose_halves(self, rows: [__m512; 8]) -> [__m512; 8] {
+        transpose_halves(self, rows)
     }
     #[inline(always)]
     fn store_bytes(self, x: __m512i, to: &mut [u8; LANES]) {

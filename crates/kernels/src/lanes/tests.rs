@@ -10,6 +10,12 @@ struct Everything {
     c: [f32; LANES],
 }
 
+const TURN: [u8; 8] = [7, 6, 5, 4, 3, 2, 1, 0];
+
+fn halves(x: &[f32; LANES]) -> &[[f32; 8]] {
+    x.as_chunks().0
+}
+
 impl Kernel for Everything {
     type Output = Vec<[i32; LANES]>;
     #[inline(always)]
@@ -35,7 +41,10 @@ impl Kernel for Everything {
             s.widen4(i)[2],
             s.widen4(i)[3],
             s.splat(s.sum(c)),
+            s.pair(&halves(&self.a)[1], &halves(&self.b)[0]),
+            s.pair_turned(&halves(&self.a)[0], &halves(&self.c)[1], [&[0, 0, 1, 7, 5, 5, 6, 2], &TURN]),
         ];
+        let table = s.transpose_halves([a, b, c, s.add(a, b), s.sub(a, b), s.mul(a, c), b, s.sub(c, b)]);
         let exact = [s.max(a, b), s.min(a, b), s.splat(s.largest(a))];
         let ints = [
             s.splat_i(self.a[3].to_bits() as i32),
@@ -52,7 +61,7 @@ impl Kernel for Everything {
             s.splat_i(s.largest_i(i)),
         ];
         let mut out = Vec::new();
-        for f in floats {
+        for f in floats.into_iter().chain(table) {
             let mut to = [0.0; LANES];
             s.store(f, &mut to);
             // The bits of a NaN are the one thing that machines may differ in.
@@ -94,6 +103,36 @@ fn every_lanes_operation_has_the_bits_of_the_array_one() {
         for isa in Isa::available() {
             for (op, (found, expected)) in isa.run(case()).iter().zip(&expected).enumerate() {
                 assert_eq!(found, expected, "operation {op} on {isa}, inputs from {from}");
+            }
+        }
+    }
+}
+
+#[test]
+fn halves_of_eight_rows_are_transposed_apart() {
+    struct Table([[f32; LANES]; 8]);
+    impl Kernel for Table {
+        type Output = [[f32; LANES]; 8];
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let mut rows = [s.splat(0.0); 8];
+            for i in 0..8 {
+                rows[i] = s.load(&self.0[i]);
+            }
+            let rows = s.transpose_halves(rows);
+            let mut to = self.0;
+            for i in 0..8 {
+                s.store(rows[i], &mut to[i]);
+            }
+            to
+        }
+    }
+    let from: [[f32; LANES]; 8] = std::array::from_fn(|i| std::array::from_fn(|j| (i * LANES + j) as f32));
+    for isa in Isa::available() {
+        let to = isa.run(Table(from));
+        for i in 0..8 {
+            for j in 0..8 {
+                assert_eq!((to[j][i], to[j][8 + i]), (from[i][j], from[i][8 + j]), "{i} {j} on {isa}");
             }
         }
     }
