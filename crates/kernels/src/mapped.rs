@@ -1,4 +1,4 @@
-//! File bytes as memory. The only unsafe line outside arithmetic, kept here so that every other crate
+//! File bytes as memory. The only unsafe lines outside arithmetic, kept here so that every other crate
 //! can forbid unsafe code.
 
 use std::fs::File;
@@ -41,6 +41,23 @@ impl Bytes {
     /// Bytes that are part of the program itself.
     pub fn from_static(bytes: &'static [u8]) -> Bytes {
         Bytes { range: 0..bytes.len(), owner: Owner::Static(bytes) }
+    }
+
+    /// Says that these bytes will hardly be read again: whole pages of a mapped file stop being resident, and
+    /// are read from the file when somebody does. A hint, without effect on what the bytes are.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(map) = &self.owner {
+            const PAGE: usize = 4096; // where pages are larger, the system refuses, which is no harm
+            let (start, end) = (self.range.start.next_multiple_of(PAGE), self.range.end / PAGE * PAGE);
+            if start < end {
+                // SAFETY: the mapping is of a file, shared by nobody as writable and never written, so pages that
+                // are dropped come back with the bytes of the file.
+                let _ = unsafe {
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+                };
+            }
+        }
     }
 
     /// The sub-run `range`, or `None` if it does not lie inside.
@@ -88,5 +105,22 @@ mod tests {
         assert_eq!(&*s.slice(1..2).unwrap(), &[3]);
         assert!(s.slice(1..3).is_none());
         assert!(b.slice(usize::MAX..usize::MAX).is_none());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "maps a file")]
+    fn released_bytes_are_still_those_of_the_file() {
+        let path = std::env::temp_dir().join(format!("qberta-released-{}", std::process::id()));
+        let written: Vec<u8> = (0..50_000u32).map(|i| (i * 31 / 7) as u8).collect();
+        std::fs::write(&path, &written).unwrap();
+        let mapped = Bytes::map(&path).unwrap();
+        for part in [0..50_000, 1..4095, 4097..20_000, 7..7] {
+            let slice = mapped.slice(part.clone()).unwrap();
+            assert_eq!(slice[..], written[part.clone()]);
+            slice.release();
+            assert_eq!(slice[..], written[part]);
+        }
+        Bytes::from(written).release();
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -174,7 +174,10 @@ impl<'t> Builder<'t> {
                 };
                 self.weights.norms.insert(*site, norm);
             }
-            Role::Linear(role) => self.linear(name, role, input)?,
+            Role::Linear(role) => {
+                self.linear(name, role, input)?;
+                self.get(&weight, &[role.out, role.inp])?.bytes().release(); // packed: the file's copy has served
+            }
             Role::Conv { hidden, groups, kernel } => {
                 let stored = self.floats(&weight, &[*hidden, hidden / groups, *kernel])?;
                 let dense = conv_as_linear(&stored, *hidden, *groups, *kernel);

@@ -106,7 +106,8 @@ mod tests {
             .map(|i| std::array::from_fn(|l| [(i * 37 + l * 11) as i8, (i * l) as i8, 1, (i * 101) as i8]))
             .collect();
         let order = Order::of(&lines, 50);
-        let words: Vec<[i32; LANES]> = lines.iter().map(|line| line.map(|w| i32::from_ne_bytes(w.map(|c| c as u8)))).collect();
+        let words: Vec<[i32; LANES]> =
+            lines.iter().map(|line| line.map(|w| i32::from_ne_bytes(w.map(|c| c as u8)))).collect();
         for (number, panel) in words.chunks(50).enumerate() {
             let panel = Panel::new(panel, &order, number);
             for half in 0..2 {
