@@ -125,6 +125,31 @@ impl Kernel for Block<'_, '_> {
     }
 }
 
+/// `acc = +0.0; for k ascending: acc = fma(x[k], w[k], acc)` for rows `x` and the columns of panels `w`.
+#[inline(always)]
+pub(crate) fn chains<S: Simd, const R: usize, const P: usize>(
+    s: S,
+    x: [&[f32]; R],
+    w: [&[[f32; LANES]]; P],
+) -> [[[f32; LANES]; P]; R] {
+    let depth = w[0].len();
+    let (x, w) = (x.map(|x| &x[..depth]), w.map(|w| &w[..depth]));
+    let mut acc = [[s.splat(0.0); P]; R];
+    for k in 0..depth {
+        let mut line = [s.splat(0.0); P];
+        for p in 0..P {
+            line[p] = s.load(&w[p][k]);
+        }
+        for r in 0..R {
+            let x = s.splat(x[r][k]);
+            for p in 0..P {
+                acc[r][p] = s.fma(x, line[p], acc[r][p]);
+            }
+        }
+    }
+    spill(s, acc)
+}
+
 struct Chain<'a> {
     x: &'a [f32],
     stride: usize,
@@ -137,22 +162,8 @@ impl Product for Chain<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
         let depth = self.depth;
-        let x: [&[f32]; R] = runs(self.x, row * self.stride, self.stride, depth);
-        let w: [&[[f32; LANES]]; P] = runs(self.panels, panel * depth, depth, depth);
-        let mut acc = [[s.splat(0.0); P]; R];
-        for k in 0..depth {
-            let mut line = [s.splat(0.0); P];
-            for p in 0..P {
-                line[p] = s.load(&w[p][k]);
-            }
-            for r in 0..R {
-                let x = s.splat(x[r][k]);
-                for p in 0..P {
-                    acc[r][p] = s.fma(x, line[p], acc[r][p]);
-                }
-            }
-        }
-        let sums = spill(s, acc);
+        let x = runs(self.x, row * self.stride, self.stride, depth);
+        let sums = chains::<S, R, P>(s, x, runs(self.panels, panel * depth, depth, depth));
         for p in 0..P {
             let cols = columns(panel + p, out);
             for r in 0..R {

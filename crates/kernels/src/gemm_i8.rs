@@ -9,11 +9,12 @@ mod panel;
 use panel::Order;
 pub(crate) use panel::Panel;
 
+use crate::gemm_f32::chains;
 use crate::lanes::{Kernel, LANES, Simd};
 use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile};
 use crate::rows::QuantizedRows;
-use crate::tiles::{Product, columns, grid, runs, spill, spill_i, sweep};
+use crate::tiles::{Product, columns, grid, runs, spill_i, sweep};
 use crate::{Context, Matrix};
 
 /// The definition of [`gemm_i8`] for one output element: codes of an input row and of a weight row.
@@ -53,23 +54,43 @@ impl PackedI8 {
     /// Errors: a sentence, for wrong lengths, a scale that is not finite and > 0 (with its row), and an `in`
     /// so large that a sum could leave i32: above 66 000, or above 65 793 when a code is -128.
     pub fn pack(codes: &[i8], scale: &[f32], out: usize, inp: usize) -> Result<PackedI8, String> {
+        PackedI8::pack_repeating(codes, scale, out, inp, &[])
+    }
+
+    /// The same for a weight that ends in copies of its columns `repeat`: `[out, in + repeat.len()]` from
+    /// `codes [out, in]`. Panics if one of them is not below `in`.
+    pub fn pack_repeating(
+        codes: &[i8],
+        scale: &[f32],
+        out: usize,
+        inp: usize,
+        repeat: &[u32],
+    ) -> Result<PackedI8, String> {
         const IN_MAX: usize = 66_000; // 255 * 127 * 66 000 < 2^31
         const IN_MAX_FULL: usize = 65_793; // 255 * 128 * 65 793 < 2^31
         if Some(codes.len()) != out.checked_mul(inp) || scale.len() != out {
             let (codes, scale) = (codes.len(), scale.len());
             return Err(format!("a [{out}, {inp}] weight with {codes} codes and {scale} scales"));
         }
-        if inp > IN_MAX || inp > IN_MAX_FULL && codes.contains(&i8::MIN) {
-            return Err(format!("a weight with {inp} input columns can overflow 32-bit sums"));
-        }
         if let Some(row) = scale.iter().position(|s| !(s.is_finite() && *s > 0.0)) {
             return Err(format!("scale of row {row} is {}: expected a finite number above 0", scale[row]));
+        }
+        let (given, inp) = (inp, inp + repeat.len());
+        if inp > IN_MAX || inp > IN_MAX_FULL && codes.contains(&i8::MIN) {
+            return Err(format!("a weight with {inp} input columns can overflow 32-bit sums"));
         }
         let groups = inp.div_ceil(GROUP);
         let mut lines = Lines::zeroed(out.div_ceil(LANES) * groups * LANES * GROUP);
         let words: &mut [[i8; GROUP]] = lines.of_mut();
         let mut sums = vec![0; out];
-        for (j, row) in codes.chunks_exact(inp.max(1)).enumerate().take(out) {
+        let mut long = Vec::with_capacity(if repeat.is_empty() { 0 } else { inp });
+        for (j, mut row) in codes.chunks_exact(given.max(1)).enumerate().take(out) {
+            if !repeat.is_empty() {
+                long.clear();
+                long.extend_from_slice(row);
+                long.extend(repeat.iter().map(|&c| row[c as usize]));
+                row = &long;
+            }
             sums[j] = row.iter().map(|&code| i32::from(code)).sum();
             let (full, rest) = row.as_chunks::<GROUP>();
             let column = &mut words[word_of(groups, j, 0)..];
@@ -170,16 +191,51 @@ pub fn gemm_f32_i8(cx: &Context, x: &Matrix, w: &PackedI8, bias: Option<&[f32]>)
     assert!(bias.is_none_or(|b| b.len() == w.out), "bias of gemm_f32_i8: expected {} values", w.out);
     let mut y = Matrix::zeros(x.rows(), w.out);
     let (rows, cols) = grid(&cx.threads, x.rows(), w.out, w.inp * 4);
+    // Codes become floats once for all rows of a task, as many panels at a time as stay in a near cache.
+    const CACHED: usize = 256 << 10;
+    let some = (CACHED / (w.inp.max(1) * LANES * 4)).clamp(1, 8) * LANES;
     for_each_tile(&cx.threads, &mut y, &rows, &cols, |_, _, mut tile| {
-        let product = F32I8 {
-            x: &x.as_slice()[tile.rows.start * w.inp..],
-            depth: w.inp,
-            panels: w.panels(&tile.cols),
-            columns: Columns::of(w, bias, &tile.cols),
-        };
-        cx.isa.run(Sweep { product, out: &mut tile });
+        let mut wide = Lines::zeroed(some * w.inp * 4);
+        let (first, all) = (tile.cols.start, tile.cols.len());
+        for start in (0..all).step_by(some) {
+            let cols = start..(start + some).min(all);
+            let from = first + cols.start..first + cols.end;
+            let panels = &mut wide.of_mut()[..cols.len().div_ceil(LANES) * w.inp];
+            cx.isa.run(Widen { from: w.panels(&from), depth: w.inp, to: panels });
+            let rows = 0..tile.rows.len();
+            let product = F32I8 {
+                x: &x.as_slice()[tile.rows.start * w.inp..],
+                depth: w.inp,
+                panels,
+                columns: Columns::of(w, bias, &from),
+            };
+            cx.isa.run(Sweep { product, out: &mut tile.part(rows, cols) });
+        }
     });
     y
+}
+
+/// Codes as floats (exact), k-major in each panel: the panels of a float weight.
+struct Widen<'a> {
+    from: &'a [[i32; LANES]], // [panels, groups]
+    depth: usize,
+    to: &'a mut [[f32; LANES]], // [panels, depth]
+}
+
+impl Kernel for Widen<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let groups = self.depth.div_ceil(GROUP).max(1);
+        for (from, to) in self.from.chunks_exact(groups).zip(self.to.chunks_exact_mut(self.depth.max(1))) {
+            for (line, to) in from.iter().zip(to.chunks_mut(GROUP)) {
+                let wide = s.widen4(s.load_i(line));
+                for (k, to) in to.iter_mut().enumerate() {
+                    s.store(wide[k], to);
+                }
+            }
+        }
+    }
 }
 
 struct Sweep<'a, 'o, P> {
@@ -290,40 +346,16 @@ impl Product for I8<'_> {
 struct F32I8<'a> {
     x: &'a [f32], // rows of `depth` values
     depth: usize,
-    panels: &'a [[i32; LANES]],
+    panels: &'a [[f32; LANES]], // codes
     columns: Columns<'a>,
 }
 
 impl Product for F32I8<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
-        let (depth, groups) = (self.depth, self.depth.div_ceil(GROUP));
-        let x: [&[f32]; R] = runs(self.x, row * depth, depth, depth);
-        let w: [&[[i32; LANES]]; P] = runs(self.panels, panel * groups, groups, groups);
-        let mut acc = [[s.splat(0.0); P]; R];
-        for g in 0..groups {
-            let mut lines = [[[0.0; LANES]; P]; GROUP]; // the loop over k then is the one of gemm_f32
-            for p in 0..P {
-                let wide = s.widen4(s.load_i(&w[p][g]));
-                for k in 0..GROUP {
-                    s.store(wide[k], &mut lines[k][p]);
-                }
-            }
-            // A term of padding is left out, not multiplied by zero: -0.0 + 0.0 would change a bit.
-            for k in 0..GROUP.min(depth - g * GROUP) {
-                let mut line = [s.splat(0.0); P];
-                for p in 0..P {
-                    line[p] = s.load(&lines[k][p]);
-                }
-                for r in 0..R {
-                    let x = s.splat(x[r][g * GROUP + k]);
-                    for p in 0..P {
-                        acc[r][p] = s.fma(x, line[p], acc[r][p]);
-                    }
-                }
-            }
-        }
-        let sums = spill(s, acc);
+        let depth = self.depth;
+        let x = runs(self.x, row * depth, depth, depth);
+        let sums = chains::<S, R, P>(s, x, runs(self.panels, panel * depth, depth, depth));
         for p in 0..P {
             let cols = columns(panel + p, out);
             let scale = s.load_any(&self.columns.scale[cols.clone()]);

@@ -250,20 +250,19 @@ impl<'t> Builder<'t> {
                     Linear::F32 { weight: PackedF32::pack(&rows, out, role.inp), bias }
                 }
                 Stored::Int8 { codes, scale } => {
-                    let codes = select(codes, role.inp, &rows);
+                    let selected = (parts > 1).then(|| select(codes, role.inp, &rows));
+                    let codes = selected.as_deref().unwrap_or(codes);
                     let scale: Vec<f32> = rows.iter().map(|&r| scale[r]).collect();
                     match &run {
                         Some((input, channels)) => {
                             let split = Split::new(channels.clone(), role.inp).map_err(|e| {
                                 Error::corrupt("split channels are unusable").at(weight).found(e)
                             })?;
-                            let codes = repeat(&codes, role.inp, split.columns());
-                            let inp = role.inp + split.columns().len();
-                            let packed = pack_int8(weight, &codes, &scale, out, inp)?;
+                            let packed = pack_int8(weight, codes, &scale, (out, role.inp), split.columns())?;
                             Linear::Int8 { weight: packed, bias, input: *input, split }
                         }
                         None => {
-                            let packed = pack_int8(weight, &codes, &scale, out, role.inp)?;
+                            let packed = pack_int8(weight, codes, &scale, (out, role.inp), &[])?;
                             Linear::WeightInt8 { weight: packed, bias }
                         }
                     }
@@ -293,12 +292,13 @@ impl<'t> Builder<'t> {
             (Some(_), _) => match self.matrix(weight, out, inp)? {
                 Stored::Float(values) => Linear::F32 { weight: PackedF32::pack(&values, out, inp), bias },
                 Stored::Int8 { codes, scale } => {
-                    Linear::WeightInt8 { weight: pack_int8(weight, codes, &scale, out, inp)?, bias }
+                    Linear::WeightInt8 { weight: pack_int8(weight, codes, &scale, (out, inp), &[])?, bias }
                 }
             },
             (None, Some(table)) => match table.int8_parts() {
                 Some((codes, scale)) => {
-                    let packed = pack_int8("word table", bytemuck::cast_slice(codes), scale, out, inp)?;
+                    let packed =
+                        pack_int8("word table", bytemuck::cast_slice(codes), scale, (out, inp), &[])?;
                     Linear::WeightInt8 { weight: packed, bias }
                 }
                 None => {
@@ -317,19 +317,16 @@ impl<'t> Builder<'t> {
     }
 }
 
-fn pack_int8(name: &str, codes: &[i8], scale: &[f32], out: usize, inp: usize) -> Result<PackedI8> {
-    PackedI8::pack(codes, scale, out, inp)
+/// Packs codes `[out, in]`, followed by copies of columns `repeat`.
+fn pack_int8(
+    name: &str,
+    codes: &[i8],
+    scale: &[f32],
+    (out, inp): (usize, usize),
+    repeat: &[u32],
+) -> Result<PackedI8> {
+    PackedI8::pack_repeating(codes, scale, out, inp, repeat)
         .map_err(|e| Error::corrupt("int8 weight cannot run").at(name).found(e))
-}
-
-/// Rows of `width` codes followed by copies of some of their columns.
-fn repeat(codes: &[i8], width: usize, columns: &[u32]) -> Vec<i8> {
-    let mut wide = Vec::with_capacity(codes.len() / width.max(1) * (width + columns.len()));
-    for row in codes.chunks_exact(width.max(1)) {
-        wide.extend_from_slice(row);
-        wide.extend(columns.iter().map(|&c| row[c as usize]));
-    }
-    wide
 }
 
 /// Rows `rows` of `values`, each `width` long.

@@ -124,6 +124,7 @@ impl Source {
         };
         let (model, account) =
             assemble(&self.arch, &self.tensors, input, cx).map_err(|e| e.at(self.dir.display()))?;
+        qberta_kernels::mapped::give_back_freed();
         Ok(Loaded { model, account })
     }
 }

@@ -40,12 +40,11 @@ impl Order {
 
 /// Whether no input can take a pair of products of these columns out of 16 bits.
 fn is_narrow(words: &[[i8; GROUP]; HALF]) -> bool {
-    let mut far = 0i16; // the largest distance of a pair from 0, on either side
-    for word in words {
-        for [a, b] in [[word[0], word[1]], [word[2], word[3]]] {
-            let (a, b) = (i16::from(a), i16::from(b));
-            far = far.max(a.max(0) + b.max(0)).max(-(a.min(0) + b.min(0)));
-        }
+    let pairs: &[i16; 2 * HALF] = bytemuck::cast_ref(words);
+    let mut far = 0; // the largest distance of a pair from 0, on either side
+    for pair in pairs {
+        let (a, b) = ((pair << 8) >> 8, pair >> 8);
+        far = far.max(a.max(0) + b.max(0)).max(-(a.min(0) + b.min(0)));
     }
     far <= 128
 }
