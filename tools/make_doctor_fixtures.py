@@ -48,7 +48,8 @@ from torch.ao.nn.quantized import LayerNorm as QuantizedLayerNorm
 VOCAB = 97
 FINDINGS = [
     "nothing-quantized", "observers-left", "never-calibrated", "infinite-range", "fake-quant-left",
-    "observer-disabled", "packed-params", "embeddings-float", "quantized-layernorm", "pickled-module",
+    "observer-disabled", "packed-params", "embeddings-float", "quantized-layernorm",
+    "unquantized-input", "pickled-module",
     "torchscript", "missing-head", "wrong-head", "non-finite-scale", "zero-scale", "saturated-channels",
     "tied-twice", "tied-missing", "oversized-storage", "reduce-range", "engine-dependent", "sound",
 ]
@@ -511,7 +512,7 @@ def static_cases(c):
     m = prepared(one(), fbgemm)
     tq.convert(m, inplace=True)
     add("never-calibrated", m, "prepare(model); convert(model)", "static, embeddings excluded, no calibration data",
-        PACKED + ["never-calibrated", "quantized-layernorm"], "all",
+        PACKED + ["never-calibrated", "quantized-layernorm", "unquantized-input"], "all",
         f"every activation scale 1 and zero point 0; weights are fine. Run: {error_of(lambda: run(m))}")
     w = Wrapped(one(), False)
     w.qconfig = tq.get_default_qconfig("qnnpack")
@@ -528,8 +529,30 @@ def static_cases(c):
     tq.convert(m, inplace=True)
     assert any(isinstance(x, QuantizedLayerNorm) for x in m.modules())
     add("quantized-layernorm", m, "model.qconfig = get_default_qconfig('fbgemm'); prepare; calibrate; convert",
-        "static, embeddings excluded, calibrated and converted", PACKED + ["quantized-layernorm"], "all",
+        "static, embeddings excluded, calibrated and converted",
+        PACKED + ["quantized-layernorm", "unquantized-input"], "all",
         f"the file is whole but the model cannot run: {error_of(lambda: run(m))}")
+    # DeBERTa v1 has a LayerNorm of its own that convert leaves alone, so the linears are what fails.
+    m = prepared(v1(), fbgemm)
+    run(m)
+    tq.convert(m, inplace=True)
+    c.add("unquantized-input", "quantized_model.pt", "base-v1", m.state_dict(),
+          "model.qconfig = get_default_qconfig('fbgemm'); prepare; calibrate; convert", "static on v1, embeddings excluded",
+          PACKED + ["unquantized-input"], "all", f"the model cannot run: {error_of(lambda: run(m))}")
+    # The right way: each linear with a stub of its own, everything else in float.
+    m = one()
+    for parent in list(m.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                wrapped = tq.QuantWrapper(child)
+                wrapped.qconfig = fbgemm
+                setattr(parent, name, wrapped)
+    tq.prepare(m, inplace=True)
+    run(m)
+    tq.convert(m, inplace=True)
+    assert error_of(lambda: run(m)) is None
+    add("static-wrapped", m, "w = QuantWrapper(linear); w.qconfig = get_default_qconfig('fbgemm'); prepare; calibrate; convert",
+        "static, every linear in a QuantWrapper", PACKED + ["sound"], "all", "names *.module._packed_params and *.quant.scale")
 
 
 def qat_cases(c):
@@ -549,7 +572,8 @@ def qat_cases(c):
         "QAT, observers frozen as at the end of training", ["fake-quant-left", "infinite-range", "observer-disabled", "reduce-range"],
         "all", "observer_enabled 0, fake_quant_enabled 1 everywhere")
     c_ = tq.convert(frozen)
-    add("qat-converted", c_, "convert(model.eval())", "QAT fbgemm, converted", PACKED + ["quantized-layernorm"], "all",
+    add("qat-converted", c_, "convert(model.eval())", "QAT fbgemm, converted",
+        PACKED + ["quantized-layernorm", "unquantized-input"], "all",
         f"quant.scale 1: the stub is never called. Run: {error_of(lambda: run(c_))}")
     m = qat(one(), "qnnpack")
     train(m)

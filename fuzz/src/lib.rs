@@ -10,6 +10,7 @@ use qberta::runtime::Tokenizer;
 use qberta::runtime::tokenize::parse_spm;
 use qberta::store::load::parse_config;
 use qberta::store::manifest::Manifest;
+use qberta::store::onnx::{self, Quantization};
 use qberta::store::torch::Entry;
 use qberta::store::{safetensors as format, torch};
 use qberta::{Context, Isa, Row, Task};
@@ -17,8 +18,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
 /// Every target by name, as `cargo xtask fuzz` lists them.
-pub const TARGETS: [&str; 8] =
-    ["artefact", "config", "manifest", "row", "safetensors", "spm", "tokenizer_json", "torch_bin"];
+pub const TARGETS: [&str; 9] =
+    ["artefact", "config", "manifest", "onnx", "row", "safetensors", "spm", "tokenizer_json", "torch_bin"];
 
 static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
 
@@ -81,6 +82,16 @@ pub fn torch_bin(data: &[u8]) {
         }
         (Err(why), Ok(_)) => panic!("weights that cannot be looked into: {why}"),
         (Err(_), Err(_)) => {}
+    }
+}
+
+/// An ONNX graph. A file beside it is there under any name.
+pub fn onnx(data: &[u8]) {
+    let file = Bytes::from(data.to_vec());
+    let beside = Bytes::from(vec![1; 64]);
+    let Ok(graph) = onnx::read_bytes(&file, |_| Some(beside.clone())) else { return };
+    for q in Quantization::of(&graph).weights.values() {
+        assert_eq!(q.dequantize().len(), q.codes.elements());
     }
 }
 

@@ -73,11 +73,38 @@ fn main() -> Result<(), Box<dyn Error>> {
     put("manifest", "sealed", &dynamic)?;
     put("manifest", "static", &calibrated)?;
     put("torch_bin", "tiny", &tiny_torch())?;
+    for (name, graph) in tiny_graphs() {
+        put("onnx", name, &graph)?;
+    }
     for base in 0..18u8 {
         put("artefact", &format!("base-{base}"), &[base])?;
         put("artefact", &format!("edited-{base}"), &[base, 0, 7, 20, 0, 6, 3, 1, 2, 5, 9, 0, 1, 8, 1, 4, 0])?;
     }
     Ok(())
+}
+
+#[path = "../../crates/store/tests/common/graphs.rs"]
+mod graphs;
+
+/// An int8 product of each form, a tensor in another file, a tensor of numbers.
+fn tiny_graphs() -> Vec<(&'static str, Vec<u8>)> {
+    use graphs::{INT8, attribute, bytes, dynamic, floats, model, node, outside, shaped, tensor};
+    let (nodes, tensors) = dynamic(&[1, 2, 3, 4, 5, 6, 7, -128], 0.5, "p");
+    let stored = [tensor("w_q", INT8, &[4, 2], &[1; 8]), floats("s", &[2], &[0.5, 0.25]), floats("one", &[], &[0.1])];
+    let qdq = [
+        node("QuantizeLinear", "", &["x", "one"], &["x_q"]),
+        node("DequantizeLinear", "", &["x_q", "one"], &["x_d"]),
+        [node("DequantizeLinear", "", &["w_q", "s"], &["w"]), attribute("axis", 1)].concat(),
+        node("MatMul", "p", &["x_d", "w"], &["y"]),
+        node("QLinearMatMul", "p", &["x", "one", "", "w_q", "s", "", "one", ""], &["z"]),
+        node("Gather", "t", &["w_q", "x"], &["r"]),
+    ];
+    let others = [outside("o", &[4], "weights.bin", "8"), [shaped("n", INT8, &[3]), bytes(5, &[1, 2, 3])].concat()];
+    vec![
+        ("dynamic", model(&nodes, &tensors, &["x"], &["y"])),
+        ("static", model(&qdq, &stored, &["x"], &["y"])),
+        ("tensors", model(&[], &others, &[], &[])),
+    ]
 }
 
 const ROWS: [&str; 6] = [

@@ -15,10 +15,11 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Cdebug-assertions -Ccodegen-units=1";
 
 /// Name and longest input in bytes.
-const TARGETS: [(&str, usize); 8] = [
+const TARGETS: [(&str, usize); 9] = [
     ("artefact", 65), // a base and sixteen edits
     ("config", 16 << 10),
     ("manifest", 16 << 10),
+    ("onnx", 4 << 10),
     ("row", 4 << 10),
     ("safetensors", 4 << 10),
     ("spm", 16 << 10),

@@ -13,8 +13,8 @@ use std::path::PathBuf;
 
 /// Say what a quantized PyTorch file is, what is wrong with it, and rescue what is in it
 ///
-/// Reads .pt, .pth, .bin (zip and legacy), TorchScript, safetensors and model directories, and identifies
-/// ONNX. Nothing in the file is executed. Exit status 0 if the file is sound, 1 if something is wrong with
+/// Reads .pt, .pth, .bin (zip and legacy), TorchScript, safetensors, ONNX graphs and model directories.
+/// Nothing in the file is executed. Exit status 0 if the file is sound, 1 if something is wrong with
 /// it, 2 if it cannot be read.
 #[derive(Args)]
 #[command(after_help = "\
@@ -39,6 +39,10 @@ pub struct DoctorArgs {
 
 pub fn run(args: &DoctorArgs, world: &World) -> Result<Outcome> {
     let diagnosis = diagnose(&args.path, args.base.as_deref(), &world.cx)?;
+    // Whatever becomes of the rescue, the diagnosis is said first.
+    if !world.screen.json {
+        print(args, &diagnosis, world);
+    }
     let rescued = match (&args.rescue, &args.base) {
         (Some(out), Some(base)) => Some(
             rescue(&args.path, base, out, &world.cx, &world.screen as &dyn Progress)
@@ -48,11 +52,8 @@ pub fn run(args: &DoctorArgs, world: &World) -> Result<Outcome> {
     };
     if world.screen.json {
         world.screen.value(&json!({"diagnosis": diagnosis, "rescued": rescued}));
-    } else {
-        print(args, &diagnosis, world);
-        if let (Some(rescued), Some(out)) = (&rescued, &args.rescue) {
-            print_rescued(rescued, &out.display().to_string(), world);
-        }
+    } else if let (Some(rescued), Some(out)) = (&rescued, &args.rescue) {
+        print_rescued(rescued, &out.display().to_string(), world);
     }
     Ok(if diagnosis.sound { Outcome::Done } else { Outcome::CheckFailed })
 }
@@ -60,8 +61,10 @@ pub fn run(args: &DoctorArgs, world: &World) -> Result<Outcome> {
 fn print(args: &DoctorArgs, diagnosis: &Diagnosis, world: &World) {
     let screen = &world.screen;
     let names: Vec<&str> = diagnosis.findings.iter().map(|f| f.name).collect();
-    let verdict = match names.len() {
-        0 => "sound".to_owned(),
+    let float = diagnosis.notes.iter().any(|n| n.name == "nothing-quantized");
+    let verdict = match (names.len(), float) {
+        (0, true) => "sound, and nothing in it is quantized".to_owned(),
+        (0, false) => "sound".to_owned(),
         _ => names.join(", "),
     };
     screen.line(format!("{}: {verdict}", args.path.display()));
@@ -88,39 +91,71 @@ fn print(args: &DoctorArgs, diagnosis: &Diagnosis, world: &World) {
             if random.len() > some.len() { ", ..." } else { "" }
         ));
     }
-    if args.base.is_none() && diagnosis.recipe != "qberta artefact" {
+    if args.base.is_none() && !["qberta artefact", "ONNX graph"].contains(&diagnosis.form.as_str()) {
         screen.line("\nWith --base CHECKPOINT the head and missing layers are checked too.");
     }
     screen.line("");
-    screen.line(
-        table(&["type", "scheme", ">tensors", ">values", ">size"], summary(&diagnosis.tensors)).to_string(),
-    );
+    let heads = ["type", "scheme", ">tensors", ">values", ">size", ">scales", ">zero points"];
+    // A file without codes has no scales to show.
+    let shown = if diagnosis.tensors.iter().any(|t| t.scales.is_some()) { 7 } else { 5 };
+    let rows = summary(&diagnosis.tensors).into_iter().map(|mut row| {
+        row.truncate(shown);
+        row
+    });
+    screen.line(table(&heads[..shown], rows.collect::<Vec<_>>()).to_string());
 }
+
+/// Most lines of evidence that a note shows; `--json` has more.
+const NOTE_LINES: usize = 4;
 
 fn print_finding(title: &str, finding: &Finding, world: &World) {
     let screen = &world.screen;
     screen.line(format!("\n{title}: {}", finding.name));
-    for line in &finding.evidence {
+    // A problem shows what there is; of a note a few lines tell enough, and the last one may sum it up.
+    let (lines, most) = (&finding.evidence, if title == "note" { NOTE_LINES } else { usize::MAX });
+    let skipped = lines.len().saturating_sub(most);
+    let first = if skipped > 0 { most - 1 } else { lines.len() };
+    for line in lines.iter().take(first).chain(lines.iter().skip(first + skipped)) {
         screen.line(format!("  {line}"));
     }
-    if finding.count > finding.evidence.len() {
+    if finding.count > lines.len() || skipped > 0 {
         screen.line(format!("  ... {} in all", count(finding.count)));
     }
     screen.line(format!("  cause: {}", finding.cause));
     screen.line(format!("  cure:  {}", finding.cure));
 }
 
-/// One row for each type and scheme.
+/// One row for each type and scheme, with the ranges of scales and zero points.
 fn summary(rows: &[Row]) -> Vec<Vec<String>> {
-    let mut kinds: BTreeMap<(&str, &str), (usize, usize, u64)> = BTreeMap::new();
+    let mut kinds: BTreeMap<(&str, &str), Vec<&Row>> = BTreeMap::new();
     for row in rows {
-        let kind = kinds.entry((&row.dtype, row.scheme.as_deref().unwrap_or(""))).or_default();
-        *kind = (kind.0 + 1, kind.1 + row.shape.iter().product::<usize>(), kind.2 + row.bytes);
+        kinds.entry((&row.dtype, row.scheme.as_deref().unwrap_or(""))).or_default().push(row);
     }
-    let line = |((dtype, scheme), (n, values, size)): ((&str, &str), (usize, usize, u64))| {
-        vec![dtype.to_owned(), scheme.to_owned(), count(n), count(values), bytes(size)]
+    let line = |((dtype, scheme), rows): ((&str, &str), Vec<&Row>)| {
+        let values = rows.iter().map(|r| r.shape.iter().product::<usize>()).sum();
+        vec![
+            dtype.to_owned(),
+            scheme.to_owned(),
+            count(rows.len()),
+            count(values),
+            bytes(rows.iter().map(|r| r.bytes).sum()),
+            span(rows.iter().filter_map(|r| r.scales), |v| format!("{v:.1e}")),
+            span(rows.iter().filter_map(|r| r.zero_points), |v| format!("{v}")),
+        ]
     };
     kinds.into_iter().map(line).collect()
+}
+
+/// The range of several ranges; NaN is what a reader must see, so it wins.
+fn span(ranges: impl Iterator<Item = [f64; 2]>, show: fn(f64) -> String) -> String {
+    let joined = ranges.reduce(|a, b| {
+        if a[0].is_nan() || b[0].is_nan() { [f64::NAN; 2] } else { [a[0].min(b[0]), a[1].max(b[1])] }
+    });
+    match joined {
+        None => String::new(),
+        Some([low, high]) if low == high || low.is_nan() => show(low),
+        Some([low, high]) => format!("{} to {}", show(low), show(high)),
+    }
 }
 
 fn print_rescued(rescued: &Rescued, out: &str, world: &World) {

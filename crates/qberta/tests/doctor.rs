@@ -1,6 +1,8 @@
 //! The doctor on every file that PyTorch's quantization left (testdata/doctor), rescue, and export.
 
 mod common;
+#[path = "../../store/tests/common/graphs.rs"]
+mod graphs;
 
 use common::*;
 use qberta::store::torch::{self, Entry};
@@ -19,8 +21,8 @@ fn expected_findings(case: &str, mut listed: BTreeSet<String>) -> BTreeSet<Strin
         "nothing-quantized" => {
             listed.remove("sound");
         }
-        // A float checkpoint in its usual form is no subject at all.
-        "float-safetensors" => {
+        // A float checkpoint in its usual form, under its usual name, is no subject at all.
+        "float-safetensors" | "float-bin" | "float-legacy" => {
             listed.remove("nothing-quantized");
         }
         // Against their base these are copies under another name, which is what the selective loop leaves.
@@ -106,7 +108,7 @@ fn every_file_gets_its_findings() {
 }
 
 /// Every finding that a file of testdata/doctor has; the others have a test of their own below.
-const FINDINGS: [&str; 23] = [
+const FINDINGS: [&str; 24] = [
     "embeddings-float",
     "engine-dependent",
     "fake-quant-left",
@@ -128,6 +130,7 @@ const FINDINGS: [&str; 23] = [
     "tied-twice",
     "torchscript",
     "unfinished-save",
+    "unquantized-input",
     "wrong-head",
     "zero-scale",
 ];
@@ -178,14 +181,89 @@ fn sound_directories_have_no_finding() {
 }
 
 #[test]
-fn an_onnx_graph_is_identified() {
+fn onnx_graphs_say_what_is_int8_and_what_is_missing() {
+    use graphs::{dynamic, floats, model, node, outside};
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("model_quantized.onnx");
-    fs::write(&file, b"\x08\x08\x12\x07pytorch\x3a\x20 DynamicQuantizeLinear MatMulInteger").unwrap();
-    let (stdout, _, status) = doctor(&[path(&file), "--json"]);
-    let answer: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!((status, &answer["diagnosis"]["form"]), (0, &json!("ONNX graph")));
-    assert!(stdout.contains("DynamicQuantizeLinear"), "{stdout}");
+    let put = |name: &str, nodes: &[Vec<u8>], tensors: &[Vec<u8>]| {
+        let file = dir.path().join(name);
+        fs::write(&file, model(nodes, tensors, &["x"], &["y"])).unwrap();
+        file
+    };
+    let both = |file: &Path| -> (Vec<String>, Vec<String>, Value) {
+        let (names, diagnosis) = findings(&[path(file)]);
+        let notes = diagnosis["notes"].as_array().unwrap();
+        (names, notes.iter().map(|n| n["name"].as_str().unwrap().to_owned()).collect(), diagnosis)
+    };
+    // Sound: codes that use eight bits and codes that use seven.
+    let (nodes, tensors) = dynamic(&[1, 2, 3, 4, 5, 6, 7, -128], 0.5, "/layer.0/query/MatMul");
+    let (names, notes, d) = both(&put("a.onnx", &nodes, &tensors));
+    assert_eq!((names.len(), &d["form"]), (0, &json!("ONNX graph")));
+    assert_eq!(notes, ["onnx-graph", "engine-dependent"]);
+    assert_eq!(d["recipe"], "dynamic quantization of an ONNX graph, weights qint8 per tensor");
+    let row = &d["tensors"][0];
+    assert_eq!(
+        (&row["name"], &row["dtype"], &row["scales"]),
+        (&json!("w_quantized"), &json!("qint8"), &json!([0.5, 0.5]))
+    );
+    assert!(d["notes"][1]["evidence"][0].as_str().unwrap().contains("/layer.0/query/MatMul"));
+    let (seven, stored) = dynamic(&[1, 2, 3, 4, 5, 6, 64, -64], 0.5, "p");
+    assert_eq!(both(&put("b.onnx", &seven, &stored)).1, ["onnx-graph", "reduce-range"]);
+    // A scale that is no number, or 0.
+    for (scale, name) in [(f32::NAN, "non-finite-scale"), (0.0, "zero-scale")] {
+        let (nodes, tensors) = dynamic(&[1; 8], scale, "p");
+        assert_eq!(both(&put("c.onnx", &nodes, &tensors)).0, [name]);
+    }
+    let (full, stored) = dynamic(&[-128, 127, 127, -128, 127, 127, -128, 127], 0.5, "p");
+    let full_rows = [&[0x80u8, 0x7f][..]; 10].concat();
+    let long = graphs::tensor("w_quantized", graphs::INT8, &[2, 10], &full_rows);
+    assert_eq!(both(&put("d.onnx", &full, &[&[long], &stored[1..]].concat())).0, ["saturated-channels"]);
+    assert!(both(&put("d.onnx", &full, &stored)).0.is_empty(), "two codes a row say nothing");
+    // Float products beside int8 ones, and a matrix kept in both forms.
+    let more = [&nodes[..], &[node("MatMul", "/layer.0/pos/MatMul", &["x", "w"], &["z"])]].concat();
+    let kept = [&tensors[..], &[floats("w", &[4, 2], &[0.25; 8])]].concat();
+    let (names, notes, d) = both(&put("e.onnx", &more, &kept));
+    assert!(
+        names.is_empty() && notes == ["onnx-graph", "partly-float", "stored-twice", "engine-dependent"],
+        "{d}"
+    );
+    // Nothing quantized, by name only.
+    let float = (&more[5..], &kept[3..]);
+    assert_eq!(
+        both(&put("model_int8.onnx", float.0, &[float.1, &[floats("y", &[2], &[1.0; 2])]].concat())).0,
+        ["nothing-quantized"]
+    );
+    assert!(
+        both(&put("model.onnx", float.0, &[float.1, &[floats("y", &[2], &[1.0; 2])]].concat())).0.is_empty()
+    );
+    // What is missing: a file, a value, a scale.
+    let absent = [&tensors[..], &[outside("b", &[4], "model.onnx_data", "0")]].concat();
+    let (names, _, d) = both(&put("f.onnx", &nodes, &absent));
+    assert_eq!(names, ["onnx-incomplete"]);
+    assert!(
+        d["findings"][0]["evidence"][0].as_str().unwrap().contains("model.onnx_data is not there"),
+        "{d}"
+    );
+    fs::write(dir.path().join("model.onnx_data"), [0; 16]).unwrap();
+    assert!(both(&put("f.onnx", &nodes, &absent)).0.is_empty());
+    assert_eq!(both(&put("g.onnx", &nodes[1..], &tensors)).0, ["onnx-incomplete"]);
+    // Grids that nobody calibrated.
+    let grid = |scale: f32| {
+        let nodes = [
+            node("QuantizeLinear", "q", &["x", "s"], &["i"]),
+            node("DequantizeLinear", "", &["i", "s"], &["y"]),
+        ];
+        both(&put("h.onnx", &nodes, &[floats("s", &[], &[scale])])).0
+    };
+    assert_eq!(
+        (grid(1.0), grid(0.5), grid(f32::INFINITY)),
+        (vec!["never-calibrated".into()], vec![], vec!["non-finite-scale".into()])
+    );
+    // A graph is not rescued, and says so.
+    let out = dir.path().join("out");
+    let base = fixtures().join("base-v3");
+    let (_, stderr, status) =
+        doctor(&[path(&dir.path().join("a.onnx")), "--base", path(&base), "--rescue", path(&out)]);
+    assert!(status == 2 && stderr.contains("ONNX graph are not rescued") && !out.exists(), "{stderr}");
 }
 
 #[test]
@@ -402,4 +480,29 @@ fn what_lies_there_in_place_of_a_model_gets_a_sentence() {
         assert!(stderr.starts_with("error: ") && stderr.contains(says), "{says}: {stderr}");
         assert!(started.elapsed() < Duration::from_secs(5), "{says}: {:?}", started.elapsed());
     }
+}
+
+#[test]
+fn grids_of_activations_are_checked_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = |pairs: &[(&str, f32)]| {
+        let tensor = |(n, v): &(&str, f32)| ((*n).to_owned(), Tensor::from_f32(vec![1], &[*v]).unwrap());
+        let file = dir.path().join("model.pt");
+        fs::write(&file, torch::write(&pairs.iter().map(tensor).collect()).unwrap()).unwrap();
+        findings(&[path(&file)]).0
+    };
+    let stub = |scale: f32| names(&[("quant.scale", scale), ("quant.zero_point", 3.0), ("w", 1.0)]);
+    assert_eq!(stub(f32::NAN), ["non-finite-scale"]);
+    assert_eq!(stub(f32::INFINITY), ["non-finite-scale"]);
+    assert_eq!(stub(0.0), ["zero-scale"]);
+    assert!(stub(1e-30).is_empty());
+    let saw = |low: f32| {
+        names(&[
+            ("a.activation_post_process.min_val", low),
+            ("a.activation_post_process.max_val", 1.0),
+            ("w", 1.0),
+        ])
+    };
+    assert_eq!(saw(f32::NAN), ["observers-left", "non-finite-scale"]);
+    assert_eq!(saw(-1.0), ["observers-left"]);
 }

@@ -143,6 +143,8 @@ fn what_is_broken_or_missing_comes_from_the_base_and_is_listed() {
         ("missing-head", 4, 0),
         ("never-calibrated", 0, 8),
         ("quantized-layernorm", 0, 8),
+        ("unquantized-input", 0, 14),
+        ("static-wrapped", 0, 8),
         ("qat-converted", 0, 8),
         ("observers-left", 0, 0),
         ("fake-quant-left", 0, 0),

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod load;
 pub mod manifest;
 pub mod names;
+pub mod onnx;
 pub mod safetensors;
 pub mod tensor;
 pub mod torch;

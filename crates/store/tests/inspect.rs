@@ -218,3 +218,95 @@ fn the_one_dict_of_weights_is_found_under_any_key() {
     let two = tensor(tensor(Pickle::new().op(b"}("), "generator"), "critic").op(b"u.").0;
     assert!(!look(archive(&two, &[("0", &floats(6))])).unwrap().entries.contains_key("w"));
 }
+
+#[test]
+fn streams_of_the_old_format_that_lie_are_refused() {
+    let head = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00.";
+    let stream = |keys: &[&str], storages: &[(u64, &[u8])]| {
+        let listed = keys.iter().fold(Pickle::new().op(b"]("), |p, k| p.text(k)).op(b"e.").0;
+        let mut file = [&head[..], &one(6, (0, &[2, 3], &[3, 1])), &listed].concat();
+        for (count, bytes) in storages {
+            file.extend(count.to_le_bytes());
+            file.extend(*bytes);
+        }
+        file
+    };
+    let f = floats(6);
+    assert!(look(stream(&["0"], &[(6, &f)])).unwrap().entries.contains_key("w"));
+    let refused = |file: Vec<u8>| look(file).expect_err("a stream that lies was accepted").to_string();
+    for (keys, storages, says) in [
+        (&["0"][..], &[(1 << 63, &f[..])][..], "cut off"),
+        (&["0"], &[(u64::MAX / 4, &f)], "cut off"),
+        (&["0"], &[(7, &f)], "cut off"),
+        (&["0"], &[(3, &f[..12])], "wrong size"),
+        (&["0"], &[(3, &f)], "after its last storage"),
+        (&["0", "0"], &[(6, &f), (6, &f)], "same storage twice"),
+        (&["7"], &[(6, &f)], "nothing views"),
+        (&[], &[], "missing"),
+    ] {
+        let error = refused(stream(keys, storages));
+        assert!(error.contains(says), "{keys:?}: {error}");
+    }
+    let whole = stream(&["0"], &[(6, &f)]);
+    for n in 0..whole.len() {
+        assert!(look(whole[..n].to_vec()).is_err(), "cut at {n}");
+    }
+}
+
+#[test]
+fn every_way_to_reach_code_is_named_or_refused() {
+    let p = Pickle::new;
+    // Wrapped in a call that looks like an object, and by a dotted name of an allowed module.
+    let wrapped = p().global("functools", "partial").global("os", "system").op(b"\x85R.").0;
+    assert!(refused(wrapped).contains("os.system"));
+    for (module, name) in [("torch", "os.system"), ("transformers", "utils.hub.os.system")] {
+        let dotted = p().text(module).text(name).op(b"\x93").text("id").op(b"\x85R.").0;
+        assert!(refused(dotted).contains(&format!("{module}.{name}")));
+    }
+    let hidden = p().global("collections", "OrderedDict").op(b"]").text("k").global("runpy", "run_path");
+    assert!(refused(hidden.text("x.py").op(b"\x85R\x86a\x85R.").0).contains("runpy.run_path"));
+    // Opcodes by which only code is built: OBJ, INST, EXT, NEWOBJ_EX, buffers of protocol 5, text of protocol 0.
+    for code in [
+        &b"(cos\nsystem\nX\x02\x00\x00\x00ido."[..],
+        b"(X\x02\x00\x00\x00idios\nsystem\n.",
+        b"\x82\x01.",
+        b"\x83\x01\x00.",
+        b"\x84\x01\x00\x00\x00.",
+        b"csubprocess\nPopen\n)}\x92.",
+        b"\x97.",
+        b"\x97\x98.",
+        b"S'id'\n.",
+        b"I1\n.",
+        b"P0\n.",
+    ] {
+        assert!(look(archive(&p().op(code).0, &[])).is_err(), "{code:x?}");
+    }
+}
+
+#[test]
+fn a_memo_of_any_size_is_answered_quickly() {
+    // Ten million slots, in order and in reverse, and slots far apart.
+    let put = |order: &mut dyn Iterator<Item = u32>| {
+        order.fold(Pickle::new().op(b"N"), |p, slot| p.op(b"r").op(&slot.to_le_bytes())).op(b".").0
+    };
+    let started = Instant::now();
+    for pickle in [put(&mut (0..5_000_000)), put(&mut (0..5_000_000).rev())] {
+        assert!(look(archive(&pickle, &[])).unwrap_err().to_string().contains("too many values"));
+    }
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    // What was stored last under a slot is what comes back, and MEMOIZE counts slots.
+    let recalled = |stored: Pickle| {
+        // {"kept": (...), <what slot 1 holds>: tensor}
+        let p = Pickle::new().op(b"}(").text("kept").op(b"(").op(&stored.0[2..]).op(b"th\x01");
+        let p = p.tensor("0", 6, (0, &[6], &[1])).op(b"u.");
+        look(archive(&p.0, &[("0", &floats(6))])).unwrap().entries
+    };
+    let p = Pickle::new;
+    let again = p().text("a").op(b"q\x01").text("b").op(b"q\x00").text("c").op(b"q\x01");
+    assert!(recalled(again).contains_key("c"));
+    let early = p().text("a").op(b"q\x01").text("b").op(b"q\x00").text("c").op(b"q\x02");
+    assert!(recalled(early).contains_key("a"));
+    assert!(
+        recalled(p().text("a").op(b"\x94").text("b").op(b"\x94").text("c").op(b"\x94")).contains_key("b")
+    );
+}

@@ -9,6 +9,7 @@
 pub mod advice;
 pub mod base;
 pub mod findings;
+pub mod graph;
 mod observers;
 mod recipe;
 pub mod rescue;

@@ -144,7 +144,7 @@ impl Quantized {
 }
 
 /// The values of a tensor of scales or zero points.
-pub(super) fn numbers(tensor: &Tensor) -> Vec<f64> {
+pub(crate) fn numbers(tensor: &Tensor) -> Vec<f64> {
     let b = &tensor.bytes()[..];
     match tensor.dtype() {
         Dtype::F64 => b.as_chunks().0.iter().map(|c| f64::from_le_bytes(*c)).collect(),

@@ -63,13 +63,43 @@ pub fn look(stream: &[u8]) -> Result<(Values, usize, Foreign)> {
     Machine::new(stream, Some(Foreign::default())).run()
 }
 
+/// What the program remembers. Picklers number their slots from 0, so those are a list.
+#[derive(Default)]
+struct Memo {
+    dense: Vec<Id>,
+    sparse: HashMap<u32, Id>,
+}
+
+impl Memo {
+    fn set(&mut self, slot: u32, id: Id) {
+        let (at, end) = (slot as usize, self.dense.len());
+        if at < end {
+            self.dense[at] = id;
+        } else if at == end {
+            self.sparse.remove(&slot);
+            self.dense.push(id);
+        } else {
+            self.sparse.insert(slot, id);
+        }
+    }
+
+    fn get(&self, slot: u32) -> Option<Id> {
+        self.dense.get(slot as usize).or_else(|| self.sparse.get(&slot)).copied()
+    }
+
+    /// How many slots are set, for MEMOIZE.
+    fn len(&self) -> usize {
+        self.dense.len() + self.sparse.len()
+    }
+}
+
 struct Machine<'a> {
     code: &'a [u8],
     at: usize,
     nodes: Vec<Value>,
     stack: Vec<Id>,
     marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
+    memo: Memo,
     attributes: HashMap<Id, Id>,
     charged: usize,
     /// Set when the program is only looked at.
@@ -84,7 +114,7 @@ impl<'a> Machine<'a> {
             nodes: Vec::new(),
             stack: Vec::new(),
             marks: Vec::new(),
-            memo: HashMap::new(),
+            memo: Memo::default(),
             attributes: HashMap::new(),
             charged: 0,
             foreign,
@@ -422,13 +452,13 @@ impl<'a> Machine<'a> {
     fn remember(&mut self, slot: u32) -> Result<()> {
         self.charge(1)?;
         let id = self.top()?;
-        self.memo.insert(slot, id);
+        self.memo.set(slot, id);
         Ok(())
     }
 
     fn recall(&mut self, slot: u32) -> Result<()> {
         let id =
-            *self.memo.get(&slot).ok_or_else(|| Error::corrupt("pickle recalls a value it never stored"))?;
+            self.memo.get(slot).ok_or_else(|| Error::corrupt("pickle recalls a value it never stored"))?;
         self.push_id(id)
     }
 

@@ -22,7 +22,7 @@ pub fn of(name: &str) -> (&'static str, &'static str) {
         "observers-left" => (
             "prepare(model); calibrate(model); torch.save(model.state_dict())   # convert was left out or raised",
             "the weights are still the float ones: qberta doctor FILE --base CHECKPOINT --rescue OUT, then \
-             qberta quantize. In PyTorch: convert(model.eval(), inplace=True), embeddings with qconfig = None",
+             qberta quantize. In PyTorch: convert(model.eval(), inplace=True), with a qconfig on linears alone",
         ),
         "fake-quant-left" => (
             "prepare_qat(model); train(model); torch.save(model.state_dict())   # without convert(model.eval())",
@@ -50,14 +50,21 @@ pub fn of(name: &str) -> (&'static str, &'static str) {
         ),
         "embeddings-float" => (
             "quantize_dynamic(model, {nn.Linear})   # leaves nn.Embedding in float32",
-            "qconfig_spec={nn.Linear: default_dynamic_qconfig, nn.Embedding: float_qparams_weight_only_qconfig}. \
+            "qconfig_spec={nn.Linear: default_dynamic_qconfig, 'deberta.embeddings.word_embeddings': \
+             float_qparams_weight_only_qconfig} (not nn.Embedding: rel_embeddings is read as .weight). \
              qberta quantize stores the word table as int8 rows by default",
         ),
         "quantized-layernorm" => (
             "model.qconfig = get_default_qconfig('fbgemm'); convert(model)   # LayerNorm then wants quantized \
              input, and gets float: Could not run 'quantized::layer_norm'",
-            "for m in model.modules(): if isinstance(m, nn.LayerNorm): m.qconfig = None. qberta keeps LayerNorm in \
-             float; --rescue keeps this file's weights",
+            "no qconfig on the model; tq.QuantWrapper(linear) with a qconfig in place of each nn.Linear that is called, \
+             so that LayerNorm stays float. qberta keeps it in float; --rescue keeps this file's weights",
+        ),
+        "unquantized-input" => (
+            "model.qconfig = get_default_qconfig('fbgemm'); convert(model)   # an int8 linear wants int8 input, and \
+             nothing on its way makes it: Could not run 'quantized::linear'",
+            "model.qconfig = None, and each nn.Linear that is called: w = tq.QuantWrapper(linear); w.qconfig = ... in its place, then \
+             prepare, calibrate, convert. Or quantize_dynamic. --rescue keeps this file's weights",
         ),
         "pickled-module" => (
             "torch.save(model, path)   # needs the same classes and versions to load, and executes the file",
@@ -65,7 +72,7 @@ pub fn of(name: &str) -> (&'static str, &'static str) {
              qberta doctor FILE --base CHECKPOINT --rescue OUT",
         ),
         "torchscript" => (
-            "torch.jit.save(torch.jit.trace(model, x), path)   # a program; DeBERTa's own functions do not export",
+            "torch.jit.save(torch.jit.trace(model, x), path)   # a program as it was traced, not a set of weights",
             "torch.save(model.state_dict(), path), or qberta quantize on the float checkpoint",
         ),
         "nameless-weights" => (
@@ -129,8 +136,22 @@ pub fn of(name: &str) -> (&'static str, &'static str) {
             "torch.save(model.state_dict(), path); there is nothing to rescue in this file",
         ),
         "onnx-graph" => (
-            "an ONNX file is a graph with its weights; doctor identifies it and does not read its tensors",
-            "run qberta quantize on the checkpoint it was exported from",
+            "torch.onnx.export(model, ...)   # a graph with its weights; names of weights are the exporter's",
+            "qberta runs no ONNX graph and rescues none: qberta quantize on the checkpoint it was exported from",
+        ),
+        "onnx-incomplete" => (
+            "a .onnx file copied without the file of weights beside it (model.onnx_data), or edited by hand",
+            "copy every file of the export together; onnx.checker.check_model(path) must pass",
+        ),
+        "partly-float" => (
+            "quantize_dynamic('model.onnx', out)   # takes products whose weight is stored; what is computed before \
+             the weight is read, and other operators, stay float",
+            "run onnxruntime's quant_pre_process first (it folds constants), then quantize. qberta quantize goes by \
+             module and says which it leaves",
+        ),
+        "stored-twice" => (
+            "quantize_dynamic('model.onnx', out)   # a weight that a float node still reads is kept beside its codes",
+            "quantize every node that reads it, after onnxruntime's quant_pre_process. qberta stores each module once",
         ),
         "artefact-damaged" => (
             "the artefact changed after it was written, or was not copied completely",
@@ -138,4 +159,43 @@ pub fn of(name: &str) -> (&'static str, &'static str) {
         ),
         _ => ("", ""),
     }
+}
+
+/// The same for findings that in an ONNX graph have another cause.
+pub fn of_graph(name: &str) -> Option<(&'static str, &'static str)> {
+    Some(match name {
+        "nothing-quantized" => (
+            "torch.onnx.export(model, ...)   # exports the float model; a quantized state dict or a qconfig on it \
+             changes nothing",
+            "onnxruntime.quantization.quantize_dynamic('model.onnx', 'int8.onnx'). Here: qberta quantize MODEL -o OUT",
+        ),
+        "never-calibrated" => (
+            "QuantizeLinear with scale 1 everywhere: quantize_static(...) with a reader that gave no data",
+            "give CalibrationDataReader a hundred real inputs. qberta quantize needs none: activations are quantized \
+             per token while running",
+        ),
+        "non-finite-scale" | "zero-scale" => (
+            "quantizing a weight or activation that holds NaN or infinity, or only zeros; or a graph edited by hand",
+            "find the tensor in the float graph (numpy.isfinite) and quantize again",
+        ),
+        "saturated-channels" => (
+            "weights quantized with a scale of other weights: most codes of a channel are the lowest or the highest",
+            "quantize again from the float graph",
+        ),
+        "embeddings-float" => (
+            "quantize_dynamic('model.onnx', out, op_types_to_quantize=['MatMul'])   # leaves Gather in float",
+            "op_types_to_quantize=['MatMul', 'Gather']. qberta quantize stores the word table as int8 rows by default",
+        ),
+        "reduce-range" => (
+            "quantize_dynamic('model.onnx', out, reduce_range=True)   # seven bits, so that sums of older x86 \
+             instructions do not overflow",
+            "leave it out on CPUs with VNNI. qberta always uses eight bits and gives the same bits on every CPU",
+        ),
+        "engine-dependent" => (
+            "weight_type=QuantType.QInt8 on unsigned inputs: on x86 without VNNI, onnxruntime adds two products in 16 \
+             bits (vpmaddubsw), which overflows when codes use eight bits",
+            "reduce_range=True or QuantType.QUInt8 for such CPUs. qberta gives the same bits on every CPU",
+        ),
+        _ => return None,
+    })
 }

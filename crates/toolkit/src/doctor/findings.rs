@@ -1,5 +1,7 @@
 //! What is wrong with a file, each with its evidence.
 
+mod graph;
+mod inputs;
 mod numbers;
 mod tied;
 
@@ -84,7 +86,9 @@ impl<'s> View<'s> {
     /// Looks at `subject`.
     pub fn new(subject: &'s Subject, base: Option<&'s Base>) -> View<'s> {
         let weights = Weights::of(subject);
-        let canonical = base.and_then(|b| b.canonical(weights.by_name()).ok()).unwrap_or_default();
+        // The names of a graph's weights are the exporter's.
+        let named = base.filter(|_| subject.form != Form::Onnx);
+        let canonical = named.and_then(|b| b.canonical(weights.by_name()).ok()).unwrap_or_default();
         View { subject, base, observers: observers::observers(subject), canonical, weights }
     }
 
@@ -92,7 +96,8 @@ impl<'s> View<'s> {
     /// those of the base, or without one those that are packed. Nothing where a file is not loaded that way.
     pub fn left_random(&self) -> Vec<String> {
         let Form::Torch(Format::Zip | Format::Legacy) = &self.subject.form else { return Vec::new() };
-        let missing = |n: &&String| !self.weights.plain.contains_key(*n);
+        let missing =
+            |n: &&String| !self.weights.plain.contains_key(*n) || self.subject.unwrapped.contains(*n);
         match self.base {
             Some(base) => base.used.iter().filter(missing).cloned().collect(),
             None => {
@@ -127,14 +132,17 @@ type Check = fn(&View<'_>) -> Option<Finding>;
 
 /// Every finding, in the order in which they matter.
 pub fn all(view: &View<'_>) -> Vec<Finding> {
-    const CHECKS: [Check; 27] = [
+    const CHECKS: [Check; 34] = [
         unfinished_save,
         damaged_bytes,
         no_weights,
+        graph::incomplete,
         nothing_quantized,
+        graph::nothing_quantized,
         observers_left,
         fake_quant_left,
         never_calibrated,
+        graph::never_calibrated,
         infinite_range,
         observer_disabled,
         pickled_module,
@@ -147,16 +155,27 @@ pub fn all(view: &View<'_>) -> Vec<Finding> {
         numbers::non_finite_value,
         numbers::saturated_channels,
         quantized_layernorm,
+        inputs::unquantized_input,
         tied::tied_twice,
         tied::tied_missing,
         oversized_storage,
-        onnx,
+        graph::onnx,
+        graph::partly_float,
+        graph::stored_twice,
+        graph::engine_dependent,
         packed_params,
         embeddings_float,
         numbers::reduce_range,
         numbers::engine_dependent,
     ];
-    CHECKS.iter().filter_map(|check| check(view)).collect()
+    let found = CHECKS.iter().filter_map(|check| check(view));
+    let advised = |mut f: Finding| {
+        if let Some((cause, cure)) = advice::of_graph(f.name).filter(|_| graph::is_graph(view)) {
+            (f.cause, f.cure) = (cause, cure);
+        }
+        f
+    };
+    found.map(advised).collect()
 }
 
 /// A problem, if there is evidence.
@@ -227,7 +246,7 @@ fn nothing_quantized(view: &View<'_>) -> Option<Finding> {
         || weights.plain.values().chain(weights.buffers.values()).any(|t| t.dtype() == Dtype::I8);
     let floats: Vec<_> = weights.plain.iter().filter(|(_, t)| t.dtype().is_float()).collect();
     let packed = weights.parts.len();
-    if quantized || floats.len() + packed == 0 {
+    if graph::is_graph(view) || quantized || floats.len() + packed == 0 {
         return None;
     }
     let bytes: usize = floats.iter().map(|(_, t)| t.bytes().len()).sum();
@@ -249,8 +268,9 @@ fn nothing_quantized(view: &View<'_>) -> Option<Finding> {
             severity = Severity::Problem;
         }
     }
-    // Of a float checkpoint in Hugging Face's own form there is nothing to say.
-    let said = severity == Severity::Problem || matches!(view.subject.form, Form::Torch(_));
+    // Of a float checkpoint in Hugging Face's own form, or under its own name, there is nothing to say.
+    let own = view.subject.path.file_name().is_some_and(|n| WEIGHT_FILES.iter().any(|w| n == *w));
+    let said = severity == Severity::Problem || (matches!(view.subject.form, Form::Torch(_)) && !own);
     let count = evidence.len();
     said.then(|| Finding::new("nothing-quantized", severity, evidence, count))
 }
@@ -367,14 +387,6 @@ fn oversized_storage(view: &View<'_>) -> Option<Finding> {
         format!("{}: uses {} of {} bytes of its storage", s.example, s.used, s.bytes)
     };
     problem("oversized-storage", large.map(line).collect())
-}
-
-fn onnx(view: &View<'_>) -> Option<Finding> {
-    let line = match &view.subject.quantized_by {
-        Some(op) => format!("the graph uses {op}"),
-        None => "no quantizing operator was seen near its beginning or end".to_owned(),
-    };
-    (view.subject.form == Form::Onnx).then(|| note("onnx-graph", vec![line])).flatten()
 }
 
 fn packed_params(view: &View<'_>) -> Option<Finding> {

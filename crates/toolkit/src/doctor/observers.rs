@@ -14,6 +14,8 @@ pub(super) struct Observer {
     pub blank: bool,
     /// An infinite end.
     pub infinite: bool,
+    /// An end that is no number.
+    pub nan: bool,
     /// It watches a weight.
     pub weight: bool,
     /// Ends of the range, where there is one range.
@@ -75,6 +77,7 @@ pub(super) fn observers(subject: &Subject) -> Vec<Observer> {
                 name: name.to_owned(),
                 blank: infinite || low.is_empty() || high.is_empty(),
                 infinite,
+                nan: low.iter().chain(&high).any(|v| v.is_nan()),
                 weight: name.contains("weight_fake_quant"),
                 range: match (&low[..], &high[..]) {
                     ([a], [b]) if a.is_finite() && b.is_finite() => Some((*a, *b)),
@@ -124,8 +127,26 @@ pub(super) fn activations(subject: &Subject) -> Vec<Activation> {
     found.into_values().collect()
 }
 
+impl Activation {
+    /// Whether a value went through it while it was calibrated.
+    pub fn called(&self) -> bool {
+        self.scale != 1.0 || self.zero_point != 0.0
+    }
+}
+
+/// `Quantize` modules: what a QuantStub becomes. They alone keep scale and zero point in one axis of length 1.
+pub(super) fn quantizers(subject: &Subject) -> Vec<Activation> {
+    let listed = |key: String| match subject.entries.get(&key) {
+        Some(Entry::Tensor { tensor, .. }) => tensor.shape() == [1],
+        _ => false,
+    };
+    let mut found = activations(subject);
+    found.retain(|a| listed(format!("{}.scale", a.module)) && listed(format!("{}.zero_point", a.module)));
+    found
+}
+
 /// Versions of torch's quantized linears: 4 when dynamic, 3 when static. Others have no dynamic form.
-fn is_static(subject: &Subject, module: &str) -> bool {
+pub(super) fn is_static(subject: &Subject, module: &str) -> bool {
     if let Some(class) = subject.modules.get(module) {
         return class.contains(".quantized.") && !class.contains(".dynamic.");
     }

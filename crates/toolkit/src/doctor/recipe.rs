@@ -1,6 +1,7 @@
 //! Which recipe left a file, as far as its bytes tell.
 
 use super::findings::View;
+use super::graph::Quantized;
 use super::observers;
 use super::subject::Form;
 use super::weights::{Stored, numbered};
@@ -24,10 +25,7 @@ fn made_by(view: &View<'_>) -> String {
     let keys = || subject.entries.keys();
     match subject.form {
         Form::Unfinished => return "torch.save that stopped before it wrote anything".into(),
-        Form::Onnx => {
-            let by = subject.quantized_by.as_deref();
-            return by.map_or("ONNX graph".into(), |op| format!("quantized ONNX graph ({op})"));
-        }
+        Form::Onnx => return subject.graph.as_ref().map(Quantized::recipe).unwrap_or_default(),
         _ => {}
     }
     if let Some(method) = &subject.quantized_by {

@@ -2,7 +2,7 @@
 //! from the base and listed.
 
 use super::base::Base;
-use super::subject::{self, Subject};
+use super::subject::{self, Form, Subject};
 use super::weights::{Kept, Stored, Weights, dequantize_rows, keep};
 use crate::plan::{Plan, plan};
 use crate::probe;
@@ -61,6 +61,16 @@ pub fn rescue(
     check_target(out)?;
     progress.stage("reading the file and its base", 1);
     let subject = subject::read(path)?;
+    if subject.form == Form::Unfinished {
+        return Err(Error::corrupt("file holds nothing to rescue").at(path.display()).hint(
+            "torch.save stopped before it wrote anything; save model.state_dict() where the model still runs",
+        ));
+    }
+    if subject.form == Form::Onnx {
+        return Err(Error::unsupported("weights of an ONNX graph are not rescued")
+            .at(path.display())
+            .hint("their names and layout are the exporter's; run qberta quantize on the checkpoint"));
+    }
     if let Some(d) = subject.damage.iter().find(|d| d.member.name.ends_with("/data.pkl")) {
         // Scales lie in it: nothing says which of them are right.
         return Err(Error::corrupt("the part that describes the tensors changed after it was written")

@@ -1,5 +1,6 @@
 //! A path to named entries, whatever the container. Nothing is executed.
 
+use super::graph::{self, Quantized};
 use qberta_kernels::mapped::Bytes;
 use qberta_model::{Error, Result};
 use qberta_store::checkpoint::{Checkpoint, WEIGHT_FILES};
@@ -62,7 +63,7 @@ pub struct Subject {
     pub storages: Vec<StorageUse>,
     /// Size in bytes.
     pub bytes: u64,
-    /// `quantization_config` of a directory, or operators of an ONNX graph that quantize.
+    /// The method in the `quantization_config` of a directory.
     pub quantized_by: Option<String>,
     /// What changed since the file was written, as far as its checksums tell.
     pub damage: Vec<Damage>,
@@ -70,10 +71,14 @@ pub struct Subject {
     pub files: Vec<PathBuf>,
     /// Names of files beside them in a directory that look like weights and were not read.
     pub unread: Vec<String>,
+    /// Names that lie under the `module` of a QuantWrapper in the file, and are read without it.
+    pub unwrapped: BTreeSet<String>,
+    /// The graph of an ONNX file.
+    pub graph: Option<Quantized>,
 }
 
 impl Subject {
-    fn new(path: &Path, form: Form, bytes: u64) -> Subject {
+    pub(super) fn new(path: &Path, form: Form, bytes: u64) -> Subject {
         Subject {
             path: path.to_owned(),
             form,
@@ -87,7 +92,60 @@ impl Subject {
             damage: Vec::new(),
             files: vec![path.to_owned()],
             unread: Vec::new(),
+            unwrapped: BTreeSet::new(),
+            graph: None,
         }
+    }
+
+    /// Reads `query.module.weight` beside `query.quant.scale` as `query.weight`: a QuantWrapper, which is how a
+    /// linear gets int8 input, puts itself in the linear's place.
+    fn unwrap_linears(&mut self) {
+        let within = |list: &BTreeMap<String, Entry>, stem: &str| {
+            let stub = format!("{stem}.quant.");
+            list.range(stub.clone()..).next().is_some_and(|(k, _)| k.starts_with(&stub))
+        };
+        let inner = |name: &String| {
+            let (stem, rest) = name.rsplit_once(".module.")?;
+            within(&self.entries, stem).then(|| (name.clone(), format!("{stem}.{rest}")))
+        };
+        let renamed: BTreeMap<String, String> = self
+            .entries
+            .keys()
+            .filter_map(inner)
+            .filter(|(_, new)| !self.entries.contains_key(new))
+            .collect();
+        for (old, new) in &renamed {
+            if let Some(entry) = self.entries.remove(old) {
+                self.entries.insert(new.clone(), entry);
+            }
+            for damage in &mut self.damage {
+                if damage.entries.remove(old) {
+                    damage.entries.insert(new.clone());
+                }
+            }
+        }
+        // Classes and versions are those of the linear; the wrapper's own class is kept beside it.
+        let linears: Vec<String> = self
+            .modules
+            .keys()
+            .chain(self.versions.keys())
+            .filter(|m| m.ends_with(".module"))
+            .cloned()
+            .collect();
+        for wrapped in linears {
+            let stem = wrapped.strip_suffix(".module").unwrap_or(&wrapped);
+            if !within(&self.entries, stem) {
+                continue;
+            }
+            if let Some(class) = self.modules.remove(&wrapped) {
+                let own = self.modules.insert(stem.to_owned(), class);
+                self.modules.extend(own.map(|own| (wrapped.clone(), own)));
+            }
+            if let Some(version) = self.versions.remove(&wrapped) {
+                self.versions.insert(stem.to_owned(), version);
+            }
+        }
+        self.unwrapped = renamed.into_values().collect();
     }
 
     /// The entries whose bytes changed since they were written.
@@ -112,11 +170,7 @@ pub fn read(path: &Path) -> Result<Subject> {
     match torch::container(&file) {
         Container::Zip if unfinished(&file) => Ok(Subject::new(path, Form::Unfinished, metadata.len())),
         Container::Zip | Container::Legacy => torch_file(path, &file),
-        Container::Other if is_onnx(&file, &extension) => {
-            let mut subject = Subject::new(path, Form::Onnx, metadata.len());
-            subject.quantized_by = quantizing_operator(&file);
-            Ok(subject)
-        }
+        Container::Other if is_onnx(&file, &extension) => graph::read(path, metadata.len()),
         Container::Other if file.get(8) == Some(&b'{') || extension == "safetensors" => {
             let tensors = safetensors::read_bytes(&file).map_err(|e| e.at(path.display()))?;
             let mut subject = Subject::new(path, Form::Safetensors, metadata.len());
@@ -145,6 +199,7 @@ fn torch_file(path: &Path, file: &Bytes) -> Result<Subject> {
     subject.versions = read.versions;
     subject.storages = read.storages;
     subject.damage = read.damage;
+    subject.unwrap_linears();
     Ok(subject)
 }
 
@@ -178,7 +233,7 @@ fn directory(path: &Path) -> Result<Subject> {
     subject.path = path.to_owned();
     if path.join(manifest::NAME).exists() {
         subject.form = Form::Artefact;
-    } else if subject.form != Form::Unfinished && path.join(CONFIG).is_file() {
+    } else if !matches!(subject.form, Form::Unfinished | Form::Onnx) && path.join(CONFIG).is_file() {
         subject.form = Form::Directory;
         let config = qberta_store::load::read_config(path)?;
         subject.quantized_by = config
@@ -224,14 +279,4 @@ fn is_onnx(file: &[u8], extension: &str) -> bool {
     opens
         && (extension == "onnx"
             || file[..file.len().min(256)].windows(4).any(|w| w == b"onnx" || w == b"torc"))
-}
-
-/// The name of an operator that quantizes, if the graph has one near its beginning or end.
-fn quantizing_operator(file: &[u8]) -> Option<String> {
-    const WINDOW: usize = 16 << 20;
-    let ends = [&file[..file.len().min(WINDOW)], &file[file.len().saturating_sub(WINDOW)..]];
-    ["DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "DequantizeLinear"]
-        .into_iter()
-        .find(|name| ends.iter().any(|part| part.windows(name.len()).any(|w| w == name.as_bytes())))
-        .map(str::to_owned)
 }

@@ -7,7 +7,7 @@ use qberta_store::Tensor;
 use qberta_store::torch::Quantized;
 use qberta_store::torch::globals::QDtype;
 
-/// One line for each weight with scales that `bad` selects.
+/// One line for each weight with scales that `bad` selects, and for each grid of activations.
 fn scales(view: &View<'_>, bad: fn(f64) -> bool) -> Vec<String> {
     let line = |(part, q): (&Part, &Quantized)| {
         let at: Vec<usize> = (0..q.scales.len()).filter(|&i| bad(q.scales[i])).collect();
@@ -19,11 +19,20 @@ fn scales(view: &View<'_>, bad: fn(f64) -> bool) -> Vec<String> {
             }
         })
     };
-    view.weights.quantized().filter_map(line).collect()
+    let mut lines: Vec<String> = view.weights.quantized().filter_map(line).collect();
+    let stored = observers::activations(view.subject).into_iter().map(|a| (a.module, a.scale));
+    let graph =
+        view.subject.graph.iter().flat_map(|g| &g.found.activations).map(|a| (a.node.clone(), a.scale));
+    let activations = stored.chain(graph).filter(|(_, s)| bad(*s));
+    lines.extend(activations.map(|(module, s)| format!("{module}: scale {s} of its output")));
+    lines
 }
 
 pub(super) fn non_finite_scale(view: &View<'_>) -> Option<Finding> {
-    problem("non-finite-scale", scales(view, |s| !(s as f32).is_finite()))
+    let mut lines = scales(view, |s| !(s as f32).is_finite());
+    let nan = view.observers.iter().filter(|o| o.nan);
+    lines.extend(nan.map(|o| format!("{}: saw NaN, so its range is NaN", o.name)));
+    problem("non-finite-scale", lines)
 }
 
 pub(super) fn zero_scale(view: &View<'_>) -> Option<Finding> {
@@ -46,9 +55,11 @@ pub(super) fn saturated_channels(view: &View<'_>) -> Option<Finding> {
 
 pub(super) fn reduce_range(view: &View<'_>) -> Option<Finding> {
     let mut lines = Vec::new();
+    // The symmetric seven bits of onnxruntime end at 64.
+    let most = if view.subject.graph.is_some() { 64 } else { 63 };
     let mut weights = view.weights.quantized().filter(|(_, q)| q.dtype == QDtype::QInt8).peekable();
-    if weights.peek().is_some() && weights.all(|(_, q)| q.codes().iter().all(|c| (-64..64).contains(c))) {
-        lines.push("every weight code lies in -64..63".to_owned());
+    if weights.peek().is_some() && weights.all(|(_, q)| q.codes().iter().all(|c| (-64..=most).contains(c))) {
+        lines.push(format!("every weight code lies in -64..{most}"));
     }
     for o in &view.observers {
         if let Some((low, high)) = o.codes.filter(|(low, high)| high - low == 127.0) {
