@@ -120,7 +120,7 @@ pub(super) fn read(path: &Path, bytes: u64) -> Result<Subject> {
         subject.entries.insert(name.clone(), entry);
     }
     let outside = |location: &String| path.parent().map(|d| d.join(location));
-    subject.files.extend(graph.files.iter().filter_map(|(f, _)| outside(f)));
+    subject.files.extend(graph.files.keys().filter_map(outside));
     subject.bytes += graph.files.values().map(|&n| n as u64).sum::<u64>();
     subject.graph = Some(Quantized { graph, found });
     Ok(subject)
