@@ -18,6 +18,7 @@ pub mod names;
 pub mod safetensors;
 pub mod tensor;
 pub mod torch;
+pub mod whole;
 
 pub use assemble::{Account, Int8Input};
 pub use load::{Loaded, Source};
