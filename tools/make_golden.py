@@ -308,6 +308,8 @@ def deberta_v1(c):
     case("v1-token", "token", "plain c2p|p2c")
     case("v1-qa", "question-answering", "plain c2p|p2c", **ONE)
     case("v1-mlm", "masked-lm", "legacy head cls.predictions, tied decoder absent from the file", SHORT)
+    case("v1-mlm-lm-predictions", "masked-lm", "legacy false: head lm_predictions.lm_head, untied", SHORT,
+         legacy=False, tie_word_embeddings=False)
     case("v1-c2p", "token", "only c2p", pos_att_type="c2p", **ONE)
     case("v1-p2c", "token", "only p2c, given as a list", pos_att_type=["p2c"], **ONE)
     case("v1-p2p-listed", "token", "p2p is ignored but counts in the scale", pos_att_type="c2p|p2c|p2p", **ONE)
@@ -316,6 +318,8 @@ def deberta_v1(c):
          max_relative_positions=20)
     case("v1-long", "sequence", "longer than max_position_embeddings 64", [1, 7, 63, 64, 65, 70, 100, 129])
     case("v1-long-token", "token", "longer than max_position_embeddings 64", [65, 70, 3])
+    case("v1-long-512", "sequence", "max_position_embeddings 512, as released; inputs to 1024 tokens",
+         [1, 2, 129, 130, 511, 512, 513, 1024], max_position_embeddings=512, **ONE)
     case("v1-talking-head", "token", "talking_head, four heads", talking_head=True, num_attention_heads=4)
     case("v1-abs-types-embsize", "token", "absolute positions, token types, embedding_size 24",
          [1, 2, 7, 33, 60, 64], position_biased_input=True, type_vocab_size=2, embedding_size=24)
@@ -381,6 +385,8 @@ def deberta_v3(c):
          num_attention_heads=4)
     case("v3-long-token", "token", "position_buckets 16, max_position_embeddings 64, every row",
          [64, 65, 150], num_attention_heads=4)
+    case("v3-long-1024", "sequence", "position_buckets 256, max_position_embeddings 512, twice that many tokens",
+         [1024, 600, 1], position_buckets=256, max_position_embeddings=512, **ONE)
     # Convolution.
     case("v3-conv3", "token", "conv_kernel_size 3, gelu", conv_kernel_size=3, conv_act="gelu")
     case("v3-conv5-groups2", "token", "conv_kernel_size 5, two groups, default activation tanh",
@@ -388,7 +394,8 @@ def deberta_v3(c):
     # Activations and epsilon.
     case("v3-act-gelu-new", "token", "hidden_act gelu_new", hidden_act="gelu_new", **ONE)
     case("v3-act-relu", "token", "hidden_act relu", hidden_act="relu", **ONE)
-    for act in ("gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "silu", "tanh", "mish"):
+    for act in ("gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "silu", "tanh", "mish", "gelu_python", "swish",
+                "sigmoid", "linear"):
         case(f"v3-act-{act.replace('_', '-')}", "token", f"hidden_act {act}, one layer", hidden_act=act,
              num_hidden_layers=1, intermediate_size=40)
     case("v3-eps-1e-5", "token", "layer_norm_eps 1e-5 and word embeddings of size 3e-4: eps decides",
@@ -634,6 +641,10 @@ def bert_family(c):
             bert(num_labels=1, num_hidden_layers=1, hidden_act="relu", num_attention_heads=4, type_vocab_size=3),
             "hidden_act relu, one logit, type_vocab_size 3", LENS)
 
+    c.model("bert-long", "bert", "sequence", transformers.BertForSequenceClassification,
+            bert(num_labels=3, num_hidden_layers=1, max_position_embeddings=512),
+            "max_position_embeddings 512, as released", [1, 129, 511, 512])
+
     roberta = lambda **kw: transformers.RobertaConfig(
         **{**SIZE, "max_position_embeddings": 66, "layer_norm_eps": 1e-5, "type_vocab_size": 1, **kw})
     family("roberta", "roberta", "Roberta", roberta, 64,
@@ -644,6 +655,14 @@ def bert_family(c):
             roberta(num_labels=3, num_hidden_layers=1),
             "the pad id 1 inside an attended input takes position 1 and does not advance the count",
             ids=[[0, 1, 17, 2], tail[:4] + [1, 1] + tail[4:], [1, 5], [1]])
+
+    c.model("roberta-long", "roberta", "sequence", transformers.RobertaForSequenceClassification,
+            roberta(num_labels=3, num_hidden_layers=1, max_position_embeddings=514),
+            "max_position_embeddings 514, as released: 512 tokens", [1, 129, 511, 512])
+    c.model("camembert-sequence", "camembert", "sequence", transformers.CamembertForSequenceClassification,
+            transformers.CamembertConfig(**{**SIZE, "num_hidden_layers": 1, "max_position_embeddings": 66,
+                                            "layer_norm_eps": 1e-5, "type_vocab_size": 1, "num_labels": 3}),
+            "RoBERTa under another name", LENS)
 
     xlmr = lambda **kw: transformers.XLMRobertaConfig(
         **{**SIZE, "max_position_embeddings": 66, "layer_norm_eps": 1e-5, "type_vocab_size": 1, **kw})

@@ -48,16 +48,19 @@ Environment:
 
 Exit status: 0 done, 1 the check failed, 2 the command could not run.";
 
+/// Options of every verb stand after its own in help texts.
+const LAST: usize = 900;
+
 #[derive(Args)]
 struct Common {
     /// Threads to use; results do not depend on it [default: all cores]
-    #[arg(long, global = true, env = "QBERTA_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[arg(long, global = true, env = "QBERTA_THREADS", value_name = "N", display_order = LAST)]
+    threads: Option<String>,
     /// Instruction set: auto, scalar, avx2 or avx512vnni; results do not depend on it (`qberta bench --isa list`)
-    #[arg(long, global = true, env = "QBERTA_ISA", value_name = "ISA")]
+    #[arg(long, global = true, env = "QBERTA_ISA", value_name = "ISA", display_order = LAST)]
     isa: Option<String>,
     /// Print JSON for machines
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = LAST)]
     json: bool,
 }
 
@@ -123,12 +126,22 @@ fn world(common: &Common, screen: Screen) -> Result<World> {
         None | Some("") => Isa::best(),
         Some(name) => Isa::parse(name).map_err(|e| Error::input(e).at("--isa / QBERTA_ISA"))?,
     };
-    let threads = match common.threads {
-        Some(n) => usize::from(n),
-        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+    let threads = match common.threads.as_deref() {
+        None | Some("") => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        Some(text) => thread_count(text)?,
     };
     let cx = Context::new(isa, threads).map_err(|e| Error::new(Kind::Io, e).at("--threads"))?;
     Ok(World { cx, screen })
+}
+
+/// Parses `--threads`: the message names the variable too, for whoever set it long ago.
+fn thread_count(text: &str) -> Result<usize> {
+    text.trim().parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| {
+        Error::input("number of threads cannot be used")
+            .at("--threads / QBERTA_THREADS")
+            .expected("1 to 1024")
+            .found(format!("{text:?}"))
+    })
 }
 
 /// Parses `--task`.

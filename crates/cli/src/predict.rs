@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 /// Answer text (or token ids) with a float checkpoint or an artefact
 ///
 /// Writes one JSON object a line, in the order of the input. Rows come from the TEXT arguments, from
-/// --input, or from standard input; a line is JSON if it starts with a brace, else a text.
+/// --input, or from standard input; a line is JSON if it starts with a brace, else a text (a file ending
+/// in .jsonl holds JSON only). An error names its line, after the answers of the lines before it.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -62,7 +63,7 @@ pub struct PredictArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     top_k: Option<u32>,
     /// Zero-shot labels for an NLI classifier, separated by commas
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = clap::builder::NonEmptyStringValueParser::new())]
     labels: Vec<String>,
     /// Sentence a zero-shot label is put into
     #[arg(long, default_value = "This example is {}.")]
@@ -128,13 +129,18 @@ pub fn run(args: &PredictArgs, world: &World) -> Result<Outcome> {
     let mut rows = source(args)?;
     world.screen.stage("answering", rows.known_len().unwrap_or(0) as u64);
     loop {
-        let chunk = rows.next_chunk()?;
-        if chunk.is_empty() {
-            break;
-        }
+        let (chunk, unreadable) = rows.next_chunk();
+        let last = chunk.len() < CHUNK;
         let (places, rows): (Vec<String>, Vec<Row>) = chunk.into_iter().unzip();
         answer(&session, &places, &rows, args.raw, &options, &mut writer)?;
         rows.iter().for_each(|_| world.screen.step());
+        if let Some(error) = unreadable {
+            // An output file keeps what it held if no row before this one was answered.
+            return Err(error);
+        }
+        if last || writer.gone {
+            break;
+        }
     }
     writer.finish()?;
     world.screen.finish();
@@ -189,8 +195,16 @@ impl Rows<'_> {
         self.known
     }
 
-    fn next_chunk(&mut self) -> Result<Vec<(String, Row)>> {
-        self.lines.by_ref().take(CHUNK).collect()
+    /// The next rows, and the error of the one after them if that cannot be read.
+    fn next_chunk(&mut self) -> (Vec<(String, Row)>, Option<Error>) {
+        let mut chunk = Vec::new();
+        for row in self.lines.by_ref().take(CHUNK) {
+            match row {
+                Ok(row) => chunk.push(row),
+                Err(error) => return (chunk, Some(error)),
+            }
+        }
+        (chunk, None)
     }
 }
 
@@ -221,21 +235,24 @@ fn source(args: &PredictArgs) -> Result<Rows<'_>> {
             ("standard input".to_owned(), Box::new(BufReader::new(std::io::stdin())))
         }
     };
+    let named = |end: &str| Path::new(&name).extension().is_some_and(|e| e.eq_ignore_ascii_case(end));
+    let objects = ["jsonl", "ndjson", "json"].into_iter().any(named);
     let lines = reader.lines().enumerate().filter_map(move |(i, line)| {
         let place = format!("{name} line {}", i + 1);
         // Editors of some systems put a mark before the first line.
         let line = line.map(|l| if i == 0 { l.trim_start_matches('\u{feff}').to_owned() } else { l });
         match line {
             Ok(line) if line.trim().is_empty() => None,
-            Ok(line) => Some(parse(&line).map_err(|e| e.at(&place)).map(|row| (place, row))),
+            Ok(line) => Some(parse(&line, objects).map_err(|e| e.at(&place)).map(|row| (place, row))),
             Err(e) => Some(Err(Error::io("cannot read", place, &e))),
         }
     });
     Ok(Rows { lines: Box::new(lines), known: None })
 }
 
-fn parse(line: &str) -> Result<Row> {
-    if line.trim_start().starts_with('{') { Row::parse(line) } else { Ok(Row::text(line)) }
+/// A line as a row; a text that is no JSON object only where the file does not promise `objects`.
+fn parse(line: &str, objects: bool) -> Result<Row> {
+    if objects || line.trim_start().starts_with('{') { Row::parse(line) } else { Ok(Row::text(line)) }
 }
 
 /// The output file, or standard output.
@@ -244,24 +261,32 @@ struct Writer {
     name: String,
     /// The output file until the first answer: an error before it leaves what the file held.
     fresh: Option<File>,
+    /// Whoever read standard output has gone (`| head`): nothing more to do, and nothing wrong.
+    gone: bool,
 }
 
 impl Writer {
     fn open(args: &PredictArgs) -> Result<Writer> {
         let Some(path) = &args.output else {
             let out: Box<dyn Write> = Box::new(std::io::stdout());
-            return Ok(Writer { out: BufWriter::new(out), name: "standard output".to_owned(), fresh: None });
+            return Ok(Writer {
+                out: BufWriter::new(out),
+                name: "standard output".to_owned(),
+                fresh: None,
+                gone: false,
+            });
         };
         let read: Vec<&Path> = args.input.iter().map(PathBuf::as_path).collect();
         let file = output::open(path, "--output", &read)?;
         let name = path.display().to_string();
         let fresh = file.try_clone().map_err(|e| Error::io("cannot write", &name, &e))?;
-        Ok(Writer { out: BufWriter::new(Box::new(file)), name, fresh: Some(fresh) })
+        Ok(Writer { out: BufWriter::new(Box::new(file)), name, fresh: Some(fresh), gone: false })
     }
 
     fn line(&mut self, line: &str) -> Result<()> {
         self.begin()?;
-        writeln!(self.out, "{line}").map_err(|e| self.failed(&e))
+        let written = writeln!(self.out, "{line}");
+        self.check(written)
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -270,10 +295,16 @@ impl Writer {
 
     fn finish(mut self) -> Result<()> {
         self.begin()?;
-        self.out.flush().map_err(|e| self.failed(&e))
+        let flushed = self.out.flush();
+        self.check(flushed)
     }
 
-    fn failed(&self, e: &std::io::Error) -> Error {
-        Error::io("cannot write", &self.name, e)
+    fn check(&mut self, done: std::io::Result<()>) -> Result<()> {
+        match done {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => self.gone = true,
+            Err(e) => return Err(Error::io("cannot write", &self.name, &e)),
+            Ok(()) => {}
+        }
+        Ok(())
     }
 }

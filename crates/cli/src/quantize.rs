@@ -32,8 +32,9 @@ Examples:
   qberta quantize ./model -o ./int8 --gate 'accuracy>=-0.2' --eval dev.jsonl
   qberta quantize ./model -o ./int8 --recipe static --calibration train.jsonl --rows 512
 
-Patterns of --skip match whole dotted parts of module names (`layer.3`, `intermediate.dense`, `*` inside
-a part), or with re: a regular expression. `qberta inspect MODEL` lists the names.")]
+Patterns of --skip match whole dotted parts of module names (`layer.3`,
+`intermediate.dense`, `*` inside a part), or with re: a regular expression.
+`qberta inspect MODEL` lists the names.")]
 pub struct QuantizeArgs {
     /// Directory of the float checkpoint
     model: PathBuf,

@@ -50,7 +50,8 @@ impl Batch {
             return Err(Error::input("batch has no sequence"));
         }
         for (number, sequence) in sequences.iter().enumerate() {
-            batch.push(arch, sequence).map_err(|e| e.at(format!("sequence {number}")))?;
+            let named = |e: Error| if sequences.len() == 1 { e } else { e.at(format!("sequence {number}")) };
+            batch.push(arch, sequence).map_err(named)?;
         }
         Ok(batch)
     }

@@ -67,7 +67,10 @@ impl Error {
 
     /// An operating-system error while doing `what` ("read", "create") at `place`.
     pub fn io(what: impl Into<String>, place: impl fmt::Display, source: &std::io::Error) -> Self {
-        let mut e = Error::new(Kind::Io, what).at(place).found(source);
+        // What the system gives is then there, and wrong: not UTF-8, not a file, too large.
+        let wrong = source.kind() == std::io::ErrorKind::InvalidData;
+        let kind = if wrong { Kind::Corrupt } else { Kind::Io };
+        let mut e = Error::new(kind, what).at(place).found(source);
         if source.kind() == std::io::ErrorKind::StorageFull {
             e = e
                 .hint("the disk is full; nothing was changed. Free space or choose another output directory");

@@ -97,3 +97,109 @@ fn a_link_is_no_place_for_an_artefact() {
     let (_, stderr, status) = run(&["quantize", path(&golden("v3-sequence")), "-o", path(&link)]);
     assert_eq!((status, stderr.contains("symbolic link")), (2, true), "{stderr}");
 }
+
+/// Answers and status of `qberta predict --raw` on `file` with this content.
+fn predicted(file: &Path, content: &str) -> (usize, String, i32) {
+    fs::write(file, content).unwrap();
+    let (stdout, stderr, status) = run(&["predict", path(&golden("v3-sequence")), "--raw", "-i", path(file)]);
+    (stdout.lines().count(), stderr, status)
+}
+
+#[test]
+fn rows_before_one_that_cannot_be_read_are_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    let (answers, stderr, status) =
+        predicted(&file, "{\"input_ids\":[5]}\n{\"input_ids\":[6]}\n{\"ids\":[7]}\n");
+    assert_eq!((answers, status, stderr.contains("line 3")), (2, 2, true), "{stderr}");
+}
+
+#[test]
+fn a_jsonl_file_holds_objects_only() {
+    let dir = tempfile::tempdir().unwrap();
+    for line in ["[5, 6]", "\"quoted\"", "plain"] {
+        let (answers, stderr, status) = predicted(&dir.path().join("rows.jsonl"), line);
+        assert_eq!((answers, status, stderr.contains("line 1")), (0, 2, true), "{line}: {stderr}");
+    }
+    // Elsewhere a line without a brace is a text, which this model cannot read for want of a tokenizer.
+    let (_, stderr, _) = predicted(&dir.path().join("rows.txt"), "plain");
+    assert!(stderr.contains("no tokenizer"), "{stderr}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    use std::process::{Command, Stdio};
+    let rows = "{\"input_ids\":[5,6,7]}\n".repeat(3000);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    fs::write(&file, rows).unwrap();
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin("qberta"))
+        .args(["predict", path(&golden("v3-sequence")), "--raw", "-i", path(&file)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
+fn threads_from_the_environment_are_judged_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = artefact(dir.path());
+    for (threads, status) in [("", 0), ("2", 0), ("0", 2), ("many", 2), ("99999", 2)] {
+        let mut command = Command::cargo_bin("qberta").unwrap();
+        let output = command.args(["verify", path(&out)]).env("QBERTA_THREADS", threads).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{threads}: {stderr}");
+        assert!(status == 0 || stderr.contains("QBERTA_THREADS"), "{stderr}");
+    }
+}
+
+/// A pipe in the place of a file would wait for ever, and a file without end fill the memory.
+#[cfg(unix)]
+#[test]
+fn what_cannot_be_read_whole_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = artefact(dir.path());
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "qberta.json",
+        "tokenizer.json",
+        "spm.model",
+        "1_Pooling/config.json",
+    ] {
+        for kind in ["pipe", "endless", "directory"] {
+            let out = dir.path().join("damaged");
+            fs::create_dir(&out).unwrap();
+            for file in fs::read_dir(&whole).unwrap().map(|f| f.unwrap()) {
+                fs::copy(file.path(), out.join(file.file_name())).unwrap();
+            }
+            let victim = out.join(name);
+            fs::create_dir_all(victim.parent().unwrap()).unwrap();
+            let _ = fs::remove_file(&victim);
+            match kind {
+                "pipe" => {
+                    let made = std::process::Command::new("mkfifo").arg(&victim).status().unwrap();
+                    assert!(made.success());
+                }
+                "endless" => fs::File::create(&victim).unwrap().set_len(1 << 40).unwrap(),
+                _ => fs::create_dir(&victim).unwrap(),
+            }
+            for verb in ["inspect", "verify", "predict"] {
+                let mut command = Command::cargo_bin("qberta").unwrap();
+                command.timeout(std::time::Duration::from_secs(60));
+                let output = command.args([verb, path(&out), "--json"]).write_stdin("a").output().unwrap();
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                let refused = output.status.code().is_some() && !stderr.contains("panicked");
+                assert!(refused, "{verb}, {name} is a {kind}: {:?} {stderr}", output.status);
+                // What inspect and verify do not read cannot harm them; predict reads all of it.
+                assert!(verb != "predict" || output.status.code() == Some(2), "{name} is a {kind}: {stderr}");
+            }
+            fs::remove_dir_all(&out).unwrap();
+        }
+    }
+}

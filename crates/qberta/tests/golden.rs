@@ -12,7 +12,9 @@ const MAX_DIFFERENCE: f32 = 1e-4;
 #[test]
 fn every_variant_and_head_equals_transformers() {
     let mut failures = Vec::new();
-    println!("| case | rows | largest difference |\n|---|---|---|");
+    println!(
+        "| case | family | head | rows | longest, tokens | largest difference |\n|---|---|---|---|---|---|"
+    );
     for (case, record) in golden_cases() {
         let session = match Session::open(&golden(&case), Some(task(&record)), context()) {
             Ok(session) => session,
@@ -29,7 +31,9 @@ fn every_variant_and_head_equals_transformers() {
                 Err(e) => failures.push(format!("{case}: {e}")),
             }
         }
-        println!("| {case} | {} | {worst:.1e} |", rows.len());
+        let of = |key: &str| record[key].as_str().unwrap().to_owned();
+        let (family, head, longest) = (of("family"), of("head"), &record["max_len"]);
+        println!("| {case} | {family} | {head} | {} | {longest} | {worst:.1e} |", rows.len());
         if worst.is_nan() || worst > MAX_DIFFERENCE {
             failures.push(format!("{case}: largest difference {worst:e}"));
         }

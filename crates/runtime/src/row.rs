@@ -106,6 +106,7 @@ impl Row {
             Row::Text { pair: None, .. } => "a text",
             Row::Text { .. } => "a pair of texts",
             Row::Question { .. } => "a question with a context",
+            Row::Choices { choices, .. } if choices.is_empty() => "a text without choices",
             Row::Choices { .. } => "a text with choices",
             Row::Tokens(_) => "token ids",
             Row::TokenChoices(_) => "token ids of choices",

@@ -9,7 +9,7 @@ use qberta_model::{
     Architecture, Batch, Error, Model, Native, Result, Sequence, StageTimes, Task, Timed, forward,
     forward_rows,
 };
-use qberta_store::{Account, Source};
+use qberta_store::{Account, Source, whole};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -46,7 +46,10 @@ impl Session {
         let source = Source::open(dir, task)?;
         let tokenizer = Tokenizer::open(dir)?;
         let mut session = Session::new(&source, tokenizer, cx)?;
-        if let Ok(bytes) = std::fs::read(dir.join("1_Pooling/config.json")) {
+        let pooling = dir.join("1_Pooling/config.json");
+        if pooling.exists() {
+            let bytes = whole::read(&pooling, whole::SMALL)
+                .map_err(|e| Error::io("cannot read", pooling.display(), &e))?;
             session.pooling =
                 tasks::Pooling::from_sentence_transformers(&bytes).map_err(|e| e.at(dir.display()))?;
         }

@@ -31,10 +31,7 @@ impl Staging {
         let prefix = format!(".{}.qberta-partial", name.to_string_lossy());
         clear_abandoned(&parent, &prefix, target)?;
         let path = parent.join(format!("{prefix}-{}", std::process::id()));
-        fs::create_dir(&path).map_err(|e| {
-            let e = Error::io("cannot create a directory", path.display(), &e);
-            if parent.is_dir() { e } else { e.hint("create the parent directory first") }
-        })?;
+        fs::create_dir(&path).map_err(|e| Error::io("cannot create a directory", parent.display(), &e))?;
         let mut staging = Staging { target: target.to_owned(), path, lock: None };
         let lock_path = staging.path.join(LOCK);
         let lock =
@@ -126,12 +123,26 @@ pub fn check_target(target: &Path) -> Result<()> {
                 .at(target.display())
                 .hint("choose another directory or remove this one; nothing is ever overwritten")),
         },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => check_parent(target),
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            check_parent(target)?;
             Err(Error::input("output exists and is not a directory").at(target.display()))
         }
         Err(e) => Err(Error::io("cannot look at the output directory", target.display(), &e)),
     }
+}
+
+/// The error for a target whose parent is no directory.
+fn check_parent(target: &Path) -> Result<()> {
+    let parent = parent_of(target);
+    if parent.is_dir() {
+        return Ok(());
+    }
+    Err(Error::input("parent of the output is not a directory")
+        .at(target.display())
+        .expected("an existing directory")
+        .found(parent.display())
+        .hint("create the parent directory first"))
 }
 
 /// The error for an output file whose name is taken.

@@ -180,8 +180,11 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
                 .expected(format!("at most {MAX_INDEX_BYTES} bytes"))
                 .found(text.len()));
         }
-        let index: Index = serde_json::from_slice(&text)
-            .map_err(|e| Error::corrupt("index is not what Hugging Face writes").found(e))?;
+        let index: Index = serde_json::from_slice(&text).map_err(|e| {
+            Error::corrupt("index of shards is not what Hugging Face writes")
+                .found(e)
+                .hint("for anything but an index, pass the directory that holds it, or a weight file")
+        })?;
         Ok(index.weight_map.0)
     };
     read().map_err(|e| e.at(path.display()))

@@ -19,6 +19,7 @@ pub mod onnx;
 pub mod safetensors;
 pub mod tensor;
 pub mod torch;
+pub mod whole;
 
 pub use assemble::{Account, Int8Input};
 pub use load::{Loaded, Source};

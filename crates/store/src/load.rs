@@ -6,6 +6,7 @@ use crate::digest;
 use crate::manifest::{self, Manifest};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
+use crate::whole;
 use qberta_kernels::Context;
 use qberta_model::{Architecture, Error, Model, Result, Task};
 use serde_json::{Map, Value};
@@ -156,7 +157,7 @@ fn narrow(tensor: Tensor) -> Result<Tensor> {
 /// Reads and parses `config.json` of `dir`.
 pub fn read_config(dir: &Path) -> Result<Map<String, Value>> {
     let path = dir.join(CONFIG);
-    let bytes = std::fs::read(&path).map_err(|e| {
+    let bytes = whole::read(&path, whole::SMALL).map_err(|e| {
         let error = Error::io("cannot read", path.display(), &e);
         match (e.kind(), dir.is_dir()) {
             (std::io::ErrorKind::NotFound, true) => {
@@ -186,7 +187,7 @@ pub fn parse_config(bytes: &[u8]) -> Result<Map<String, Value>> {
 /// changed one by `verify`.
 fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
     let path = dir.join(manifest::NAME);
-    let bytes = match std::fs::read(&path) {
+    let bytes = match whole::read(&path, whole::LARGE) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("cannot read", path.display(), &e)),
@@ -194,9 +195,12 @@ fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
     let manifest = Manifest::parse(&bytes, true).map_err(|e| e.at(dir.display()))?;
     for (name, record) in &manifest.files {
         let path = dir.join(safe_name(name)?);
-        let size = std::fs::metadata(&path)
-            .map_err(|e| Error::io("cannot find a file of the artefact", path.display(), &e))?
-            .len();
+        let about = std::fs::metadata(&path)
+            .map_err(|e| Error::io("cannot find a file of the artefact", path.display(), &e))?;
+        if !about.is_file() {
+            return Err(Error::mismatch("file of the artefact is not a regular file").at(path.display()));
+        }
+        let size = about.len();
         if size != record.bytes {
             return Err(Error::mismatch("file of the artefact has another size")
                 .at(path.display())
@@ -220,8 +224,10 @@ fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
     Ok(Some(manifest))
 }
 
-/// A recorded file name, refused if it could lead out of the artefact.
-pub(crate) fn safe_name(name: &str) -> Result<&str> {
+/// A recorded file name.
+///
+/// Errors: a name that could lead out of the artefact.
+pub fn safe_name(name: &str) -> Result<&str> {
     let plain = Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
     if plain && !name.is_empty() {
         Ok(name)

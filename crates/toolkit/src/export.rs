@@ -11,7 +11,7 @@ use qberta_store::assemble::INPUT_GRID;
 use qberta_store::atomic::{Staging, check_file_target, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
-use qberta_store::{Source, Tensor, safetensors, torch};
+use qberta_store::{Source, Tensor, safetensors, torch, whole};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -102,7 +102,8 @@ fn directory(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path)
     let mut bytes = (weights.len() + text.len()) as u64;
     for name in companions(source) {
         let path = source.dir.join(&name);
-        let content = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
+        let content =
+            whole::read(&path, whole::LARGE).map_err(|e| Error::io("cannot read", path.display(), &e))?;
         staging.write(&name, &content)?;
         bytes += content.len() as u64;
     }

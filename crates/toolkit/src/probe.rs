@@ -38,8 +38,10 @@ pub fn inputs(arch: &Architecture) -> Vec<Sequence> {
 pub fn record(model: &Model, sequences: &[Sequence], cx: &Context) -> Result<Vec<Probe>> {
     sequences
         .iter()
-        .map(|s| {
-            let y = run(model, std::slice::from_ref(s), cx)?.remove(0);
+        .enumerate()
+        .map(|(number, s)| {
+            let at = |e: Error| e.at(format!("probe {number}"));
+            let y = run(model, std::slice::from_ref(s), cx).map_err(at)?.remove(0);
             let bits = bits(&y);
             Ok(Probe {
                 sha256: digest::of_bytes(&bits),
@@ -61,7 +63,8 @@ pub fn replay(model: &Model, probes: &[Probe], cx: &Context) -> Result<()> {
         .map(|p| Sequence { ids: p.input_ids.clone(), types: p.token_type_ids.clone() })
         .collect();
     for (number, (probe, sequence)) in probes.iter().zip(&sequences).enumerate() {
-        let y = run(model, std::slice::from_ref(sequence), cx)?.remove(0);
+        let at = |e: Error| e.at(format!("probe {number}"));
+        let y = run(model, std::slice::from_ref(sequence), cx).map_err(at)?.remove(0);
         compare(probe, &y).map_err(|e| e.at(format!("probe {number}")))?;
     }
     for (number, (probe, y)) in probes.iter().zip(run(model, &sequences, cx)?).enumerate() {

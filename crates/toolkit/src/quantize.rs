@@ -17,7 +17,7 @@ use qberta_store::load::{COMPANIONS, CONFIG};
 use qberta_store::manifest::{
     self, CalibrationRecord, FileRecord, GateRecord, Input, Manifest, RecipeRecord, Weight,
 };
-use qberta_store::{Account, Loaded, Source, Tensor, digest, safetensors};
+use qberta_store::{Account, Loaded, Source, Tensor, digest, safetensors, whole};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -353,7 +353,8 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
     let mut artefact_bytes = weight_bytes + put(CONFIG, &config_bytes)?;
     for name in companions(source) {
         let path = source.dir.join(&name);
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read", path.display(), &e))?;
+        let bytes =
+            whole::read(&path, whole::LARGE).map_err(|e| Error::io("cannot read", path.display(), &e))?;
         artefact_bytes += put(&name, &bytes)?;
     }
     let mut sealed = manifest.seal();

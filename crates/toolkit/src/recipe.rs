@@ -24,6 +24,7 @@ pub(crate) use file::impossible;
 
 use qberta_model::{Error, Result};
 use qberta_store::manifest::{Input, RecipeRecord, Weight};
+use qberta_store::whole;
 use regex::Regex;
 use std::path::Path;
 
@@ -100,7 +101,7 @@ impl Recipe {
         if path.extension().is_none_or(|e| e != "toml") {
             return Recipe::new(asked, skip);
         }
-        let text = std::fs::read_to_string(path).map_err(|e| {
+        let text = whole::text(path, whole::SMALL).map_err(|e| {
             let error = Error::io("cannot read the recipe", path.display(), &e);
             match PRESETS.iter().find(|(n, _)| asked.strip_suffix(".toml") == Some(n)) {
                 Some((name, _)) => error.hint(format!("the preset is called {name}, without .toml")),
@@ -160,7 +161,9 @@ impl Pattern {
             return Err(Error::input("pattern is empty").found(format!("{text:?}")));
         }
         let expression = Regex::new(&source).map_err(|e| {
-            Error::input("pattern is not a regular expression").found(format!("{text:?}: {e}"))
+            // The last line says what is wrong; those before it draw an arrow.
+            let why = e.to_string().lines().last().unwrap_or_default().replace("error: ", "");
+            Error::input("pattern is not a regular expression").found(format!("{text:?}: {why}"))
         })?;
         Ok(Pattern { text: text.to_owned(), expression })
     }

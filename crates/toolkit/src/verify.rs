@@ -4,8 +4,9 @@ use crate::probe;
 use qberta_kernels::Context;
 use qberta_model::{Error, Result};
 use qberta_store::checkpoint::Checkpoint;
+use qberta_store::load::{CONFIG, safe_name};
 use qberta_store::manifest::{self, Manifest};
-use qberta_store::{Source, digest};
+use qberta_store::{Source, digest, whole};
 use std::path::Path;
 
 /// What was checked.
@@ -31,9 +32,9 @@ pub fn verify(dir: &Path, cx: &Context) -> Result<Verified> {
 
 pub(crate) fn verify_at(dir: &Path, cx: &Context) -> Result<Verified> {
     let path = dir.join(manifest::NAME);
-    let bytes = std::fs::read(&path).map_err(|e| {
+    let bytes = whole::read(&path, whole::LARGE).map_err(|e| {
         let error = Error::io("cannot read the manifest of an artefact", path.display(), &e);
-        match std::fs::read_to_string(dir.join("config.json")) {
+        match whole::text(&dir.join(CONFIG), whole::SMALL) {
             Ok(config) if config.contains("quantization_config") => error.hint(
                 "config.json says that this is quantized: if it was an artefact, its manifest is lost. Copy it back, \
                  or quantize the float checkpoint again",
@@ -68,23 +69,25 @@ pub(crate) fn verify_at(dir: &Path, cx: &Context) -> Result<Verified> {
 ///
 /// Errors: the first file that is not as it was written.
 pub fn check_digests(dir: &Path) -> Result<()> {
-    let Ok(bytes) = std::fs::read(dir.join(manifest::NAME)) else { return Ok(()) };
+    let Ok(bytes) = whole::read(&dir.join(manifest::NAME), whole::LARGE) else { return Ok(()) };
     check_files(dir, &Manifest::parse(&bytes, true).map_err(|e| e.at(dir.display()))?)
 }
 
 fn check_files(dir: &Path, manifest: &Manifest) -> Result<()> {
     for (name, record) in &manifest.files {
-        let path = dir.join(name);
-        if !path.is_file() {
-            return Err(Error::mismatch("file of the artefact is missing").at(path.display()));
-        }
-        let (sha256, bytes) = digest::of_file(&path)?;
-        if bytes != record.bytes {
+        let path = dir.join(safe_name(name)?);
+        // Sizes before digests: a file without end has none.
+        let size = match std::fs::metadata(&path) {
+            Ok(about) if about.is_file() => about.len(),
+            _ => return Err(Error::mismatch("file of the artefact is missing").at(path.display())),
+        };
+        if size != record.bytes {
             return Err(Error::mismatch("file has another size")
                 .at(path.display())
                 .expected(format!("{} bytes", record.bytes))
-                .found(format!("{bytes} bytes")));
+                .found(format!("{size} bytes")));
         }
+        let (sha256, _) = digest::of_file(&path)?;
         if sha256 != record.sha256 {
             let mut error = Error::mismatch("file differs from its digest")
                 .at(path.display())

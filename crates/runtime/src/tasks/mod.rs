@@ -113,9 +113,10 @@ fn wrong_row(session: &Session, row: &Row, expected: &str) -> Error {
         .found(row.kind())
 }
 
-/// Applies `f` to every row, naming the row in errors.
+/// Applies `f` to every row, naming the row in errors; a row alone needs no name.
 fn each<'r, T>(rows: &'r [Row], f: impl Fn(&'r Row) -> Result<T>) -> Result<Vec<T>> {
-    rows.iter().enumerate().map(|(i, row)| f(row).map_err(|e| e.at(format!("row {i}")))).collect()
+    let named = |i: usize, e: Error| if rows.len() == 1 { e } else { e.at(format!("row {i}")) };
+    rows.iter().enumerate().map(|(i, row)| f(row).map_err(|e| named(i, e))).collect()
 }
 
 /// Softmax with the kernels' own arithmetic, so that scores are the same bits everywhere.

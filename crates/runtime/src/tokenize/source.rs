@@ -1,10 +1,10 @@
 //! Where tokenizer files come from: a directory, or bytes somebody already holds. Every size is bounded here.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use qberta_model::error::{Error, Result};
+use qberta_store::whole;
 use serde_json::{Map, Value};
 
 /// Largest vocabulary file (tokenizer.json, *.model, vocab.*, merges.txt). XLM-RoBERTa's tokenizer.json, the
@@ -50,19 +50,11 @@ impl<'a> Source<'a> {
 }
 
 fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("cannot be opened", path.display(), &e)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io("cannot be read", path.display(), &e))?;
-    if u64::try_from(bytes.len()).is_ok_and(|n| n > limit) {
-        return Err(too_large(limit));
+    match whole::read(path, limit) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("cannot be read", path.display(), &e)),
     }
-    Ok(Some(bytes))
 }
 
 fn too_large(limit: u64) -> Error {
