@@ -26,7 +26,7 @@ impl Case {
         let far = len_max as i64 - 1;
         let bucket = |d: i64| if d.abs() <= near { d } else { d.signum() * (near + (d.abs() - near) / 2) };
         let row = |d: i64| (bucket(d) + half).clamp(0, 2 * half - 1) as u32;
-        let tokens = lens.iter().sum::<usize>() + 3;
+        let tokens = lens.iter().sum::<usize>() + 4;
         let (cols, table) = (heads * size, 2 * half as usize);
         Case {
             heads,
@@ -228,8 +228,8 @@ fn either_position_term_can_point_at_the_token_before() {
     let (len, size) = (40, 16);
     for content_to_position in [true, false] {
         let mut case = Case::new(1, size, &[len], (60, 64), 1);
-        let (ones, zeros) =
-            (Matrix::from_vec(len + 3, size, vec![1.0; (len + 3) * size]), Matrix::zeros(len + 3, size));
+        let rows = case.v.rows();
+        let (ones, zeros) = (Matrix::from_vec(rows, size, vec![1.0; rows * size]), Matrix::zeros(rows, size));
         let mut table = Matrix::zeros(128, size);
         table.row_mut(64 + 1).fill(100.0);
         (case.q, case.k, case.keys, case.queries) = match content_to_position {
