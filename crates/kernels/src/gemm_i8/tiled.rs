@@ -8,6 +8,7 @@ use crate::parallel::Tile;
 /// Rows from which tiles are used. From published latencies, not measured: with one band two sums are in
 /// flight, so 16 lines of a panel take at least 52 / 2 cycles, for which VNNI does three rows. Twice that and
 /// more, because setting tiles up costs something too.
+#[cfg(target_arch = "x86_64")]
 pub(super) const LEAST_ROWS: usize = 8;
 
 /// All of `out` on tiles of `unit`.
