@@ -67,19 +67,24 @@ def make_onnx(files, calibration):
     static = {
         "quant_format": QuantFormat.QDQ,
         "activation_type": QuantType.QUInt8,
-        "weight_type": QuantType.QInt8,
         "per_channel": True,
     }
+    # Without VNNI its products of u8 and s8 saturate; its documentation then advises u8 weights, or s8 of 7 bits.
+    s8, u8 = {"weight_type": QuantType.QInt8}, {"weight_type": QuantType.QUInt8}
+    s7 = {**s8, "reduce_range": True}
     ways = {
-        "ONNX Runtime dynamic": lambda to: quantize_dynamic(source, to, weight_type=QuantType.QInt8),
-        "ONNX Runtime dynamic, per channel": lambda to: quantize_dynamic(
-            source, to, weight_type=QuantType.QInt8, per_channel=True
-        ),
-        "ONNX Runtime static, per channel": lambda to: quantize_static(source, to, Reader(), **static),
-        "ONNX Runtime static, per channel, MatMul only": lambda to: quantize_static(
-            source, to, Reader(), op_types_to_quantize=["MatMul"], **static
+        "dynamic, s8": lambda to: quantize_dynamic(source, to, **s8),
+        "dynamic, u8": lambda to: quantize_dynamic(source, to, **u8),
+        "dynamic, 7 bits": lambda to: quantize_dynamic(source, to, **s7),
+        "dynamic, 7 bits per channel": lambda to: quantize_dynamic(source, to, per_channel=True, **s7),
+        "static, s8 per channel": lambda to: quantize_static(source, to, Reader(), **static, **s8),
+        "static, u8": lambda to: quantize_static(source, to, Reader(), **{**static, "per_channel": False}, **u8),
+        "static, 7 bits per channel": lambda to: quantize_static(source, to, Reader(), **static, **s7),
+        "static, 7 bits per channel, MatMul only": lambda to: quantize_static(
+            source, to, Reader(), op_types_to_quantize=["MatMul"], **static, **s7
         ),
     }
+    ways = {f"ONNX Runtime {name}": make for name, make in ways.items()}
     made = {}
     for name, make in ways.items():
         to = files / (name.lower().replace(" ", "-").replace(",", "") + ".onnx")

@@ -13,9 +13,6 @@ pub enum Extent {
     Quick,
 }
 
-/// Names as `QBERTA_ISA` reads them.
-const ISAS: [&str; 3] = ["scalar", "avx2", "avx512vnni"];
-
 /// Golden cases whose artefacts a Python program checks.
 const CHECKED: [&str; 4] = ["v3-sequence", "v1-sequence", "bert-sequence", "v3-mlm-legacy"];
 
@@ -120,11 +117,16 @@ pub fn test(extent: Extent) -> crate::Outcome {
             );
         }
     }
-    for isa in ISAS {
+    let mut isas = Vec::new();
+    run.step("instruction sets", |_| {
+        isas = instruction_sets()?;
+        Ok(true)
+    });
+    for (isa, available) in isas {
         let name = format!("test on {isa}");
-        if available(isa) {
+        if available {
             let tests = "cargo test --quiet --package qberta --no-fail-fast --test golden --test artefact --test invariance";
-            run.programs(&name, Program::new(tests).env("QBERTA_ISA", isa));
+            run.programs(&name, Program::new(tests).env("QBERTA_ISA", &isa));
         } else {
             run.skip(&name, "this machine lacks it");
         }
@@ -161,24 +163,17 @@ fn deny(run: &mut Run) {
     );
 }
 
-/// Whether this machine has an instruction set, by the same features the kernels ask for.
-fn available(isa: &str) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        match isa {
-            "avx2" => return has!("avx2") && has!("fma"),
-            "avx512vnni" => {
-                return has!("avx512f")
-                    && has!("avx512bw")
-                    && has!("avx512vl")
-                    && has!("avx512dq")
-                    && has!("avx512vnni");
-            }
-            _ => {}
-        }
-    }
-    isa == "scalar"
+/// Every name that `QBERTA_ISA` reads, and whether this machine has it, as the program itself says.
+fn instruction_sets() -> Result<Vec<(String, bool)>, String> {
+    let list = Program::new("cargo run --quiet --package qberta -- bench --isa list --json");
+    let output = list.command().output().map_err(|e| format!("cannot run cargo: {e}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let unexpected = || format!("bench --isa list: expected a JSON list of sets, found {text:?}");
+    let list: Vec<serde_json::Value> = serde_json::from_str(&text).map_err(|_| unexpected())?;
+    let set =
+        |entry: &serde_json::Value| Some((entry["name"].as_str()?.to_owned(), entry["available"].as_bool()?));
+    let sets: Vec<_> = list.iter().filter_map(set).inspect(|(name, has)| println!("{name}: {has}")).collect();
+    if sets.is_empty() { Err(unexpected()) } else { Ok(sets) }
 }
 
 /// Quantizes a few models with the command line and has tools/check_artefact.py judge what was written.

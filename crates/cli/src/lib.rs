@@ -44,7 +44,7 @@ Examples:
 
 Environment:
   QBERTA_THREADS  threads to use (as --threads)
-  QBERTA_ISA      instruction set: auto, scalar, avx2, avx512vnni (as --isa); never changes a result
+  QBERTA_ISA      instruction set: auto, scalar, avx2, avx512vnni, amxint8, neon (as --isa); never changes a result
 
 Exit status: 0 done, 1 the check failed, 2 the command could not run.";
 
@@ -56,7 +56,7 @@ struct Common {
     /// Threads to use; results do not depend on it [default: all cores]
     #[arg(long, global = true, env = "QBERTA_THREADS", value_name = "N", display_order = LAST)]
     threads: Option<String>,
-    /// Instruction set: auto, scalar, avx2 or avx512vnni; results do not depend on it (`qberta bench --isa list`)
+    /// Instruction set: auto, scalar, avx2, avx512vnni, amxint8 or neon; results do not depend on it (`qberta bench --isa list`)
     #[arg(long, global = true, env = "QBERTA_ISA", value_name = "ISA", display_order = LAST)]
     isa: Option<String>,
     /// Print JSON for machines

@@ -15,7 +15,10 @@ use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile};
 use crate::rows::QuantizedRows;
 use crate::tiles::{Product, columns, grid, runs, spill_i, sweep};
-use crate::{Context, Matrix};
+use crate::{Context, Isa, Matrix};
+
+#[cfg(any(test, target_arch = "x86_64"))]
+mod tiled;
 
 /// The definition of [`gemm_i8`] for one output element: codes of an input row and of a weight row.
 #[cfg(test)]
@@ -160,6 +163,17 @@ impl std::fmt::Debug for PackedI8 {
 /// exact, its conversion and the product of the scales are each rounded, then one fma. Panics on unequal
 /// shapes.
 pub fn gemm_i8(cx: &Context, x: &QuantizedRows, w: &PackedI8, bias: Option<&[f32]>) -> Matrix {
+    gemm_i8_by(cx, x, w, bias, |product, out| compute(cx.isa, product, out))
+}
+
+/// The same with `compute` for each part of the output.
+fn gemm_i8_by(
+    cx: &Context,
+    x: &QuantizedRows,
+    w: &PackedI8,
+    bias: Option<&[f32]>,
+    compute: impl Fn(I8, &mut Tile) + Sync,
+) -> Matrix {
     assert_eq!(x.cols(), w.inp, "input columns of gemm_i8");
     assert!(bias.is_none_or(|b| b.len() == w.out), "bias of gemm_i8: expected {} values", w.out);
     let mut y = Matrix::zeros(x.rows(), w.out);
@@ -176,9 +190,18 @@ pub fn gemm_i8(cx: &Context, x: &QuantizedRows, w: &PackedI8, bias: Option<&[f32
             first: tile.cols.start / LANES,
             columns: Columns::of(w, bias, &tile.cols),
         };
-        cx.isa.run(Sweep { product, out: &mut tile });
+        compute(product, &mut tile);
     });
     y
+}
+
+/// On the tiles of `isa` if it has some and the rows are worth it, on its lanes if not.
+fn compute(isa: Isa, product: I8, out: &mut Tile) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(unit) = isa.tiles().filter(|_| out.rows.len() >= tiled::LEAST_ROWS) {
+        return isa.run(tiled::Sweep { unit, product, out });
+    }
+    isa.run(Sweep { product, out });
 }
 
 /// `x [rows, in]` f32 times `w [out, in]` codes transposed, plus `bias [out]` -> `[rows, out]`, f32: only the
@@ -327,13 +350,27 @@ impl I8<'_> {
 impl Product for I8<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
-        let dots = self.dots::<S, R, P>(s, row, panel);
+        self.finish(s, &self.dots::<S, R, P>(s, row, panel), row, panel, out);
+    }
+}
+
+impl I8<'_> {
+    /// From exact sums to outputs: rows from `row` on, panels from `panel` on.
+    #[inline(always)]
+    fn finish<S: Simd, const P: usize>(
+        &self,
+        s: S,
+        dots: &[[[i32; LANES]; P]],
+        row: usize,
+        panel: usize,
+        out: &mut Tile,
+    ) {
         for p in 0..P {
             let cols = columns(panel + p, out);
             let scale = s.load_any(&self.columns.scale[cols.clone()]);
             let sums = s.load_any_i(&self.columns.sums[cols.clone()]);
             let bias = self.columns.bias(s, cols.clone());
-            for r in 0..R {
+            for r in 0..dots.len() {
                 let shift = s.mul_i(s.splat_i(self.zero[row + r]), sums);
                 let sum = s.float(s.sub_i(s.load_i(&dots[r][p]), shift));
                 let y = s.fma(sum, s.mul(s.splat(self.scale_x[row + r]), scale), bias);

@@ -3,8 +3,12 @@
 //! An [`Isa`] is only a name. The capability is a lanes token (`lanes::Avx2`, `lanes::Avx512`), which can be
 //! made only on a machine that has the instructions; [`Isa::run`] is the one place that turns a name into a
 //! token and enters code compiled for it. Adding an instruction set: a lanes file, a variant here, an arm in
-//! `run`, `is_available` and `name`.
+//! `run`, `is_available`, `needs` and `name`.
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Amx;
+#[cfg(target_arch = "aarch64")]
+use crate::lanes::neon;
 #[cfg(target_arch = "x86_64")]
 use crate::lanes::{Avx2, Avx512};
 use crate::lanes::{Kernel, Scalar, Simd};
@@ -14,15 +18,19 @@ use crate::lanes::{Kernel, Scalar, Simd};
 pub enum Isa {
     /// Plain Rust on arrays of 16; runs everywhere.
     Scalar,
+    /// 64-bit ARM; byte dot products of the `i8mm` or `dotprod` extension where the machine has one.
+    Neon,
     /// x86-64 with AVX2 and FMA.
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512Vnni,
+    /// The same with AMX tiles for int8 products.
+    AmxInt8,
 }
 
 impl Isa {
     /// Every name, slowest first, whether or not this machine has it.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512Vnni, Isa::AmxInt8];
 
     /// The instruction sets of this machine, slowest first. Never empty: `Scalar` is always there.
     pub fn available() -> Vec<Isa> {
@@ -34,29 +42,58 @@ impl Isa {
         Isa::available().into_iter().next_back().unwrap_or(Isa::Scalar)
     }
 
-    /// Whether this machine has it.
+    /// Whether this machine has it. The first call on a machine with AMX asks the operating system to let this
+    /// process use tiles.
     pub fn is_available(self) -> bool {
         match self {
             Isa::Scalar => true,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::Neon::<{ neon::WIDENED }>::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Avx2::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Avx512::detect().is_some(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "x86_64")]
+            Isa::AmxInt8 => Avx512::detect().is_some() && Amx::detect().is_some(),
             _ => false,
         }
+    }
+
+    /// What it asks of a machine: each feature, and whether this one has it. Empty for `Scalar`, and for an
+    /// instruction set of another architecture.
+    pub fn needs(self) -> Vec<(&'static str, bool)> {
+        match self {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => vec![("neon", self.is_available())],
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Avx2::needs().to_vec(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => Avx512::needs().to_vec(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AmxInt8 => [&Avx512::needs()[..], &Amx::needs()].concat(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Its tiles, if it has some and this machine has it.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    pub(crate) fn tiles(self) -> Option<Amx> {
+        if self == Isa::AmxInt8 { Amx::detect() } else { None }
     }
 
     /// The name as [`Isa::parse`] reads it.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::AmxInt8 => "amxint8",
         }
     }
 
-    /// Reads `scalar`, `avx2`, `avx512vnni` or `auto` (the best of this machine).
+    /// Reads a name of [`Isa::ALL`] or `auto` (the best of this machine).
     ///
     /// Errors: a sentence, for an unknown name and for one that this machine lacks.
     pub fn parse(name: &str) -> Result<Isa, String> {
@@ -67,7 +104,8 @@ impl Isa {
             Some(isa) if isa.is_available() => Ok(isa),
             Some(isa) => Err(isa.lacking()),
             None => {
-                Err(format!("unknown instruction set '{name}': expected scalar, avx2, avx512vnni or auto"))
+                let names = Isa::ALL.map(Isa::name).join(", ");
+                Err(format!("unknown instruction set '{name}': expected {names} or auto"))
             }
         }
     }
@@ -95,17 +133,22 @@ impl Isa {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Isa::Scalar => Scalar.enter(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => match neon::enter_best(kernel) {
+                Some(output) => output,
+                None => panic!("{}", self.lacking()),
+            },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => match Avx2::detect() {
                 Some(token) => token.enter(kernel),
                 None => panic!("{}", self.lacking()),
             },
+            // Tiles are for products of codes alone; all else of AmxInt8 is on lanes.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => match Avx512::detect() {
+            Isa::Avx512Vnni | Isa::AmxInt8 => match Avx512::detect() {
                 Some(token) => token.enter(kernel),
                 None => panic!("{}", self.lacking()),
             },
-            #[cfg(not(target_arch = "x86_64"))]
             _ => panic!("{}", self.lacking()),
         }
     }

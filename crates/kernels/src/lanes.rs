@@ -14,6 +14,8 @@ pub(crate) use avx2::Avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 
 use crate::gemm_i8::Panel;
 
@@ -31,9 +33,10 @@ pub(crate) trait Kernel {
 /// How many vector registers a matrix kernel may count on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Registers {
-    /// 16 of 8 lanes: one panel of 16 columns takes two.
+    /// Room for 8 panels of 16 columns: 16 registers of 8 lanes, or 32 of 4.
     Few,
-    /// 32 of 16 lanes.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    /// Room for 32 panels: 32 registers of 16 lanes.
     Many,
 }
 

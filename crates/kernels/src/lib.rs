@@ -17,6 +17,8 @@
 //! assert!((y.row(0)[1] - 6.0).abs() < 0.05);
 //! ```
 
+#[cfg(any(test, target_arch = "x86_64"))]
+mod amx;
 mod attention;
 mod gemm_f32;
 mod gemm_i8;

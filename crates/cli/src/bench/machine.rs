@@ -50,30 +50,6 @@ impl Machine {
     }
 }
 
-/// What kernels of `isa` ask of a processor: each feature and whether this one has it. Empty for an instruction
-/// set that asks nothing, or that another architecture has.
-pub fn needs(isa: Isa) -> Vec<(&'static str, bool)> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        match isa.name() {
-            "avx2" => return vec![("avx2", has!("avx2")), ("fma", has!("fma"))],
-            "avx512vnni" => {
-                return vec![
-                    ("avx512f", has!("avx512f")),
-                    ("avx512bw", has!("avx512bw")),
-                    ("avx512vl", has!("avx512vl")),
-                    ("avx512dq", has!("avx512dq")),
-                    ("avx512vnni", has!("avx512vnni")),
-                ];
-            }
-            _ => {}
-        }
-    }
-    let _ = isa;
-    Vec::new()
-}
-
 /// Memory of this process in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
@@ -256,7 +232,7 @@ mod tests {
     #[test]
     fn an_available_instruction_set_lacks_nothing() {
         for isa in Isa::ALL {
-            let lacks = needs(isa).iter().any(|(_, has)| !has);
+            let lacks = isa.needs().iter().any(|(_, has)| !has);
             assert!(!(isa.is_available() && lacks), "{isa}");
         }
     }

@@ -1,6 +1,6 @@
 //! Measurements as tables for people and JSON for machines.
 
-use super::machine::{BY, Machine, Rates, needs};
+use super::machine::{BY, Machine, Rates};
 use super::{Measured, Run};
 use crate::screen::{Screen, bytes, count, facts, table};
 use qberta_kernels::Isa;
@@ -178,7 +178,7 @@ pub fn json(m: &Measured) -> Value {
 pub fn isas(screen: &Screen) {
     let best = Isa::best();
     let entries = Isa::ALL.map(|isa| {
-        let needs = needs(isa);
+        let needs = isa.needs();
         let list = |wanted: bool| -> Vec<&str> {
             needs.iter().filter(|(_, has)| *has == wanted).map(|(name, _)| *name).collect()
         };

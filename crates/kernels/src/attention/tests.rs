@@ -255,7 +255,7 @@ fn shapes_that_do_not_fit_are_refused() {
     };
     let span = |start, len| Span { start, len };
     assert!(refused(&[span(0, 5), span(4, 2)]), "overlap");
-    assert!(refused(&[span(20, 4)]), "past the end");
+    assert!(refused(&[span(21, 4)]), "past the end");
     assert!(refused(&[span(0, 13)]), "longer than len_max");
     assert!(refused(&[span(1, usize::MAX)]), "overflow");
     assert!(!refused(&[span(0, 5), span(5, 2)]));

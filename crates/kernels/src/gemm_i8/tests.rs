@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::amx::Emulator;
 use crate::testing::{assert_same, contexts, matrix, values};
 use crate::{RowGrid, quantize_rows, quantize_weight_rows};
 
@@ -31,6 +32,10 @@ fn check(x: &Matrix, codes: &[i8], scale: &[f32], bias: Option<&[f32]>, grid: Ro
         let q = quantize_rows(&cx, x, grid);
         assert_same(gemm_i8(&cx, &q, &packed, bias).as_slice(), int8.as_slice(), &what);
         assert_same(gemm_f32_i8(&cx, x, &packed, bias).as_slice(), mixed.as_slice(), &what);
+        let tiled = gemm_i8_by(&cx, &q, &packed, bias, |product, out| {
+            cx.isa.run(tiled::Sweep { unit: Emulator, product, out })
+        });
+        assert_same(tiled.as_slice(), int8.as_slice(), &format!("{what}, emulated tiles"));
     }
 }
 

@@ -14,8 +14,13 @@ pub(crate) struct Avx2 {
 impl Avx2 {
     #[inline]
     pub fn detect() -> Option<Avx2> {
-        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-        has.then_some(Avx2 { _made_by_detect: () })
+        Avx2::needs().iter().all(|(_, has)| *has).then_some(Avx2 { _made_by_detect: () })
+    }
+
+    /// The features that code of this token is compiled with, and whether the machine has them.
+    #[inline]
+    pub fn needs() -> [(&'static str, bool); 2] {
+        [("avx2", is_x86_feature_detected!("avx2")), ("fma", is_x86_feature_detected!("fma"))]
     }
 }
 

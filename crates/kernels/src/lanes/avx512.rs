@@ -13,14 +13,21 @@ pub(crate) struct Avx512 {
 impl Avx512 {
     #[inline]
     pub fn detect() -> Option<Avx512> {
-        let has = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vnni")
-            && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma");
-        has.then_some(Avx512 { _made_by_detect: () })
+        Avx512::needs().iter().all(|(_, has)| *has).then_some(Avx512 { _made_by_detect: () })
+    }
+
+    /// The features that code of this token is compiled with, and whether the machine has them.
+    #[inline]
+    pub fn needs() -> [(&'static str, bool); 7] {
+        [
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+            ("avx512bw", is_x86_feature_detected!("avx512bw")),
+            ("avx512vl", is_x86_feature_detected!("avx512vl")),
+            ("avx512dq", is_x86_feature_detected!("avx512dq")),
+            ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("fma", is_x86_feature_detected!("fma")),
+        ]
     }
 }
 
