@@ -83,9 +83,11 @@ def main():
         (how, rows): run(
             args.qberta, "plan", args.model, "--data", args.data, "--sensitivity", how, "--choices", args.choices, *data,
             "--measure", rows, "--probe", rows, "--points", args.points, "--objective", "size", "--json",
-        )[0]
+        )
         for how, rows in ways
     }
+    seconds = {way: told.get("spent_seconds", {}).get("sensitivity", whole) for way, (told, whole) in found.items()}
+    found = {way: told for way, (told, _) in found.items()}
     first = found[ways[0]]
     print(f"{len(first['units'])} units, choices {args.choices}, {first['threads']} threads, {first['isa']}\n")
     keys = sorted(damages(first))
@@ -95,7 +97,7 @@ def main():
         told = found[way]
         rank = [spearman(scores[way], scores[reference]) for reference in ways[-2:]]
         print(
-            f"| {way[0]} | {told['rows']['sensitivity']} | {told['spent_seconds']['sensitivity']:.1f} | "
+            f"| {way[0]} | {told['rows']['sensitivity']} | {seconds[way]:.1f} | "
             f"{told['sensitivity']['halves_rank_correlation']:.3f} | {rank[0]:.3f} | {rank[1]:.3f} |",
             flush=True,
         )

@@ -295,6 +295,15 @@ fn subject(job: &Job<'_>, judge: &Judge<'_>, palette: &Palette) -> Result<BTreeM
     Ok(subject)
 }
 
+/// Seconds that parts of the work took; nothing where a state file had the answer.
+#[derive(Default)]
+struct Spent {
+    sensitivity: f64,
+    cost: f64,
+    /// Curve, proof and repair.
+    search: f64,
+}
+
 /// Sensitivity and cost, as far as they are not known.
 fn measured(
     job: &Job<'_>,
@@ -302,7 +311,9 @@ fn measured(
     palette: &Palette,
     memo: &mut Memo,
     probes: usize,
-) -> Result<()> {
+) -> Result<Spent> {
+    let mut spent = Spent::default();
+    let begin = Instant::now();
     let (cx, screen) = (&job.world.cx, &job.world.screen);
     let rows = &judge.sequences[Part::Measure as usize][..probes];
     let mut damages = memo.state.damages.clone();
