@@ -4,7 +4,7 @@ use crate::World;
 use clap::Args;
 use qberta_model::{Architecture, Result};
 use qberta_runtime::evaluate::{Exam, Gate, On, Plan, Report, Trial, Verdict};
-use qberta_runtime::{Columns, Dataset, Form, Options, Session};
+use qberta_runtime::{Columns, Dataset, Example, Form, Options, Session};
 use qberta_toolkit::Progress;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -62,8 +62,14 @@ pub fn note(world: &World, text: &str) {
 }
 
 impl DataArgs {
-    /// Reads the examples of `path` for models like `arch`, and says what was guessed.
-    pub fn exam(&self, path: &Path, arch: &Architecture, world: &World) -> Result<Exam> {
+    /// Reads the examples of `path` for models like `arch`, and says what was guessed. The second part are the
+    /// names of its label ids, if they are known.
+    pub fn examples(
+        &self,
+        path: &Path,
+        arch: &Architecture,
+        world: &World,
+    ) -> Result<(Vec<Example>, Option<Vec<String>>)> {
         let columns = Columns {
             text: self.text.clone(),
             pair: self.text_pair.clone(),
@@ -78,6 +84,12 @@ impl DataArgs {
         let names = if self.label_names.is_empty() { recorded } else { Some(self.label_names.clone()) };
         let examples =
             data.take(self.limit.map_or(usize::MAX, |n| n as usize)).collect::<Result<Vec<_>>>()?;
+        Ok((examples, names))
+    }
+
+    /// Reads the labelled examples of `path` for models like `arch`.
+    pub fn exam(&self, path: &Path, arch: &Architecture, world: &World) -> Result<Exam> {
+        let (examples, names) = self.examples(path, arch, world)?;
         let exam = Exam::new(arch, examples, names.as_deref()).map_err(|e| {
             if e.to_string().contains(&path.display().to_string()) { e } else { e.at(path.display()) }
         })?;
@@ -85,6 +97,23 @@ impl DataArgs {
             note(world, remark);
         }
         Ok(exam)
+    }
+
+    /// What figures depend on beside rows and models, in words.
+    pub fn reading(&self) -> String {
+        let DataArgs { label, label_names, max_answer, resamples, .. } = self;
+        format!(
+            "label {label:?}, names {label_names:?}, answers of {max_answer} tokens, {resamples} resamples"
+        )
+    }
+
+    /// How texts become answers.
+    pub fn options(&self) -> Options {
+        Options {
+            max_length: self.max_length.map(|n| n as usize),
+            max_answer: self.max_answer as usize,
+            ..Options::standard()
+        }
     }
 
     /// Opens a model as these options say.
@@ -98,12 +127,8 @@ impl DataArgs {
     /// Lets a model answer, with a progress bar.
     pub fn run(&self, exam: &Exam, session: &Session, name: &str, world: &World) -> Result<Trial> {
         world.screen.stage(&format!("evaluating {name}"), exam.rows() as u64);
-        let options = Options {
-            max_length: self.max_length.map(|n| n as usize),
-            max_answer: self.max_answer as usize,
-            ..Options::standard()
-        };
-        let trial = exam.run(session, &options, &mut |rows| (0..rows).for_each(|_| world.screen.step()));
+        let trial =
+            exam.run(session, &self.options(), &mut |rows| (0..rows).for_each(|_| world.screen.step()));
         world.screen.finish();
         let trial = trial?;
         match trial.cut {

@@ -1,7 +1,7 @@
 //! `qberta diagnose`: where the error of a quantized model enters.
 
-mod html;
-mod plot;
+pub mod html;
+pub mod plot;
 
 use crate::rows::{self, Data};
 use crate::screen::{count, table};

@@ -11,6 +11,7 @@ mod evaluate;
 mod export;
 mod inspect;
 mod output;
+mod plan;
 mod predict;
 mod quantize;
 mod rows;
@@ -39,6 +40,7 @@ Examples:
   qberta quantize ./deberta-v3-base-mnli -o ./int8    float checkpoint to proven artefact
   qberta predict ./int8 \"A man eats.\" --pair \"Someone eats.\"
   qberta evaluate ./float ./int8 --data dev.jsonl     what int8 changed, with intervals
+  qberta plan ./float --data dev.jsonl --max-drop 0.1 -o plan.toml
   qberta verify ./int8                                replay the recorded outputs bit for bit
   qberta bench ./int8                                 speed, memory, and the machine's limit
 
@@ -72,6 +74,7 @@ enum Verb {
     Predict(Box<predict::PredictArgs>),
     Evaluate(Box<evaluate::EvaluateArgs>),
     Diagnose(diagnose::DiagnoseArgs),
+    Plan(Box<plan::PlanArgs>),
     Doctor(doctor::DoctorArgs),
     Export(export::ExportArgs),
     Bench(Box<bench::BenchArgs>),
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Verb::Predict(args) => predict::run(&args, &world),
         Verb::Evaluate(args) => evaluate::run(&args, &world),
         Verb::Diagnose(args) => diagnose::run(&args, &world),
+        Verb::Plan(args) => plan::run(&args, &world),
         Verb::Doctor(args) => doctor::run(&args, &world),
         Verb::Export(args) => export::run(&args, &world),
         Verb::Bench(args) => bench::run(&args, &world),

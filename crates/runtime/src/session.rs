@@ -72,6 +72,16 @@ impl Session {
         })
     }
 
+    /// Puts another model of the same architecture in the place of this one, which is given back.
+    ///
+    /// Errors: a model of another architecture.
+    pub fn exchange(&mut self, model: Model) -> Result<Model> {
+        if model.architecture() != self.architecture() {
+            return Err(Error::input("model is of another architecture than the session's"));
+        }
+        Ok(std::mem::replace(&mut self.model, model))
+    }
+
     /// At most `rows` sequences (at least one) run together. Speed and memory only: no bit depends on it.
     pub fn with_batch_rows(mut self, rows: usize) -> Session {
         self.batch_rows = rows.max(1);

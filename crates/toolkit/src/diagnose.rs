@@ -7,13 +7,14 @@ mod ledger;
 mod report;
 mod tally;
 
-pub use flips::{Flip, Stage};
+pub use flips::{Flip, Stage, decisions};
 pub use ledger::{Place, Term};
 pub use report::{Channel, Damage, Diagnosis, PlaceReport, Token, WorstToken};
 pub use tally::{Errors, Tally};
 
+use crate::mixed::Mixed;
 use crate::quantize::Progress;
-use compare::{Compare, Mixed, Pair};
+use compare::{Compare, Pair};
 use flips::Answer;
 use ledger::Ledger;
 use qberta_kernels::{Context, Matrix};
@@ -129,7 +130,7 @@ fn alone(
         let mut tally = Tally::default();
         for (number, (example, ys)) in examples.iter().zip(outputs).enumerate() {
             for (sequence, y) in example.iter().zip(ys) {
-                let mut engine = Mixed::new(float, other, cx, |at| place.includes(at, shared));
+                let mut engine = Mixed::new([float, other], cx, |at| usize::from(place.includes(at, shared)));
                 let mixed: Matrix = forward(arch, &mut engine, &batch(float, sequence, number)?);
                 tally.see(y.as_slice(), mixed.as_slice());
             }

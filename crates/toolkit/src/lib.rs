@@ -6,12 +6,14 @@ pub mod diagnose;
 pub mod doctor;
 pub mod export;
 pub mod hf_config;
+mod mixed;
 pub mod observe;
 pub mod outliers;
 pub mod plan;
 pub mod probe;
 pub mod quantize;
 pub mod recipe;
+pub mod select;
 pub mod shapes;
 pub mod verify;
 pub mod weights;
@@ -20,8 +22,8 @@ pub use calibrate::{Calibration, CalibrationReport};
 pub use observe::Method;
 pub use plan::Plan;
 pub use quantize::{
-    Conditions, Gate, Progress, Report, Request, quantize, quantize_in_memory, quantize_source,
-    quantize_under,
+    Conditions, Gate, Progress, Report, Request, quantize, quantize_in_memory, quantize_in_memory_under,
+    quantize_source, quantize_under,
 };
 pub use recipe::{Pattern, Recipe};
 pub use shapes::Shape;

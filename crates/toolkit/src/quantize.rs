@@ -178,8 +178,21 @@ pub fn quantize_in_memory(
     cx: &Context,
     progress: &dyn Progress,
 ) -> Result<Source> {
+    quantize_in_memory_under(source, recipe, None, cx, progress)
+}
+
+/// [`quantize_in_memory`] with data for static inputs.
+///
+/// Errors: also data that are missing, or that no part of the recipe uses.
+pub fn quantize_in_memory_under(
+    source: Source,
+    recipe: &Recipe,
+    calibration: Option<Calibration<'_>>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<Source> {
     let Quantized { source, tensors, plan, splits, account, .. } =
-        transform(source, recipe, None, cx, progress)?;
+        transform(source, recipe, calibration, cx, progress)?;
     let manifest = unproven(plan, splits, account.ignored, recipe.record());
     in_memory(&source, source.config.clone(), manifest, tensors)
 }

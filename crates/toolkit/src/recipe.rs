@@ -19,8 +19,10 @@
 //! that cannot be carried out are errors that name the line.
 
 mod file;
+mod write;
 
 pub(crate) use file::impossible;
+pub(crate) use write::uniform;
 
 use qberta_model::{Error, Result};
 use qberta_store::manifest::{Input, RecipeRecord, Weight};

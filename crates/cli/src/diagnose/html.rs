@@ -6,7 +6,7 @@ use crate::screen::count;
 use qberta_toolkit::diagnose::{Diagnosis, Errors, PlaceReport};
 use std::fmt::Write;
 
-const STYLE: &str = "\
+pub const STYLE: &str = "\
 :root{color-scheme:light}\
 body{font:15px/1.5 system-ui,sans-serif;color:#1b1f24;background:#fff;max-width:1080px;margin:2em auto;padding:0 1.5em}\
 h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2.2em;border-bottom:1px solid #d0d7de;padding-bottom:.2em}\
@@ -23,7 +23,7 @@ const PLACES: usize = 25;
 const CHANNELS: usize = 20;
 const FLIPS: usize = 100;
 
-pub fn page(subject: &Subject<'_>, found: &Diagnosis) -> String {
+pub(super) fn page(subject: &Subject<'_>, found: &Diagnosis) -> String {
     let mut html = format!(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>\
          <meta name='viewport' content='width=device-width,initial-scale=1'>\

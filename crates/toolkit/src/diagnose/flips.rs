@@ -1,8 +1,9 @@
 //! Examples whose answer changed, and the layer from which on it does.
 
-use super::compare::{Mixed, Pair};
+use super::compare::Pair;
 use super::tally::Tally;
 use super::{Examples, batch};
+use crate::mixed::Mixed;
 use crate::quantize::Progress;
 use qberta_kernels::{Context, Matrix};
 use qberta_model::{Architecture, Model, Reading, Result, Site, Task, forward};
@@ -115,7 +116,7 @@ pub(super) fn find(
         for stage in Stage::all(arch) {
             let mut ys = Vec::new();
             for sequence in &examples[flip.example] {
-                let mut engine = Mixed::new(float, other, cx, |at| Stage::of(at) <= stage);
+                let mut engine = Mixed::new([float, other], cx, |at| usize::from(Stage::of(at) <= stage));
                 ys.push(forward(arch, &mut engine, &batch(float, sequence, flip.example)?));
             }
             let decided = decide(arch, &ys.iter().collect::<Vec<_>>());
@@ -127,6 +128,12 @@ pub(super) fn find(
         progress.step();
     }
     Ok(flips)
+}
+
+/// What the outputs of one example decide, one choice for each thing to decide; nothing for features and
+/// regression. `outputs`: one matrix for each of its sequences.
+pub fn decisions(arch: &Architecture, outputs: &[&Matrix]) -> Vec<usize> {
+    decide(arch, outputs).iter().map(|d| d.choice).collect()
 }
 
 struct Decision {

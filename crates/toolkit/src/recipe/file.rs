@@ -233,13 +233,14 @@ pub(crate) fn impossible(place: impl std::fmt::Display) -> Error {
         .hint("an integer product needs codes on both sides")
 }
 
-fn canonical(recipe: &Recipe) -> Result<String> {
+/// Everything that `recipe` says, in one order.
+fn form(recipe: &Recipe) -> Canonical<'_> {
     let rules = recipe.rules.iter().map(|r| CanonicalRule {
         modules: r.modules.iter().map(Pattern::text).collect(),
         weight: r.weight.map(WeightName::of),
         input: r.input.map(InputName::of),
     });
-    let form = Canonical {
+    Canonical {
         name: &recipe.name,
         about: &recipe.about,
         linears: CanonicalLinears {
@@ -248,6 +249,18 @@ fn canonical(recipe: &Recipe) -> Result<String> {
         },
         words: CanonicalWords { weight: WeightName::of(recipe.word_weight) },
         rules: rules.collect(),
-    };
-    toml::to_string(&form).map_err(|e| Error::input("recipe cannot be written").at(&recipe.name).found(e))
+    }
+}
+
+pub(super) fn canonical(recipe: &Recipe) -> Result<String> {
+    toml::to_string(&form(recipe)).map_err(|e| unwritable(recipe, e))
+}
+
+/// The canonical form, a module a line.
+pub(super) fn readable(recipe: &Recipe) -> Result<String> {
+    toml::to_string_pretty(&form(recipe)).map_err(|e| unwritable(recipe, e))
+}
+
+fn unwritable(recipe: &Recipe, e: toml::ser::Error) -> Error {
+    Error::input("recipe cannot be written").at(&recipe.name).found(e)
 }

@@ -1,0 +1,299 @@
+//! What can be chosen for each module, and the models from which any choice is put together.
+
+use crate::calibrate::Calibration;
+use crate::plan::{Plan, plan};
+use crate::quantize::{Progress, quantize_in_memory_under};
+use crate::recipe::{Recipe, uniform};
+use qberta_kernels::Context;
+use qberta_model::{Architecture, Error, Model, Result, Site, Slot, Weights};
+use qberta_store::Source;
+use qberta_store::layout::{self, Role};
+use qberta_store::manifest::{Decision, Input, Weight};
+use std::collections::BTreeMap;
+
+/// A way to store and run a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Its name in options, tables and state files.
+    pub name: &'static str,
+    /// What it means for a linear; of word tables only the weight counts.
+    pub decision: Decision,
+    /// Whether word tables have it as a choice of their own.
+    pub words: bool,
+    /// Whether it is among the choices when none are asked for.
+    pub standard: bool,
+}
+
+const fn choice(name: &'static str, weight: Weight, input: Input, words: bool, standard: bool) -> Choice {
+    Choice { name, decision: Decision { input, weight }, words, standard }
+}
+
+/// Every choice, float first. A new way to store a weight is a line here.
+pub const CHOICES: [Choice; 4] = [
+    choice("float", Weight::Float, Input::Float, true, true),
+    choice("dynamic", Weight::Int8Channel, Input::TokenAsymmetric, true, true),
+    choice("static", Weight::Int8Channel, Input::TensorStatic, false, true),
+    choice("weight-only", Weight::Int8Channel, Input::Float, false, false),
+];
+
+impl Choice {
+    /// Whether it needs calibration data.
+    pub fn calibrated(&self) -> bool {
+        self.decision.input == Input::TensorStatic
+    }
+
+    /// The choices called `names`; the standard ones if there are none, those that need data only where there
+    /// are data (`calibrated`). Float is always among them.
+    ///
+    /// Errors: an unknown name, a choice that lacks its data, no choice but float.
+    pub fn named(names: &[String], calibrated: bool) -> Result<Vec<Choice>> {
+        let known = || CHOICES.iter().map(|c| c.name).collect::<Vec<_>>().join(", ");
+        for name in names {
+            let at = |e: Error| e.at("--choices").found(name);
+            let Some(choice) = CHOICES.iter().find(|c| c.name == name) else {
+                return Err(at(Error::input("choice is not known")).expected(known()));
+            };
+            if choice.calibrated() && !calibrated {
+                return Err(at(Error::input("choice needs calibration data"))
+                    .hint("give a file with --calibration, or leave it out"));
+            }
+        }
+        let asked = |c: &&Choice| match names {
+            [] => c.standard && (calibrated || !c.calibrated()),
+            _ => c.decision == Decision::FLOAT || names.iter().any(|n| n == c.name),
+        };
+        let chosen: Vec<Choice> = CHOICES.iter().filter(asked).copied().collect();
+        if chosen.len() < 2 {
+            return Err(Error::input("there is nothing to choose but float")
+                .at("--choices")
+                .expected(known()));
+        }
+        Ok(chosen)
+    }
+}
+
+/// Modules that are decided together, with the choices they have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unit {
+    /// The first module's name.
+    pub name: String,
+    /// The modules: one, but for word matrices, which many checkpoints tie.
+    pub modules: Vec<String>,
+    /// The sites they serve.
+    pub(super) sites: Vec<Site>,
+    /// The part of the network they lie in: 0 embeddings, then the layers, then the head.
+    pub(super) stage: usize,
+    /// What can be chosen, float first.
+    pub offers: Vec<Offer>,
+}
+
+/// A choice of one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Index among the choices.
+    pub choice: usize,
+    /// Bytes of the unit's tensors.
+    pub bytes: u64,
+}
+
+/// The index of an offer for each unit.
+pub type Selection = Vec<usize>;
+
+/// The model quantized with each choice throughout. Where a grid or an extra column comes from does not depend
+/// on other modules, so any selection is put together from these, bit for bit.
+pub struct Palette {
+    /// The choices, float first.
+    pub choices: Vec<Choice>,
+    /// What is decided on its own, in order of computation.
+    pub units: Vec<Unit>,
+    /// Bytes of the tensors that nobody decides about, and of the header of the weight file, at most.
+    pub fixed_bytes: u64,
+    /// The model with each choice throughout.
+    pub(super) models: Vec<Model>,
+    plans: Vec<Plan>,
+}
+
+/// Bytes of a tensor in the header of a safetensors file, beside its name, at most.
+const ENTRY: u64 = 96;
+
+impl Palette {
+    /// Quantizes what `open` gives with each of `choices`, of which the first is float.
+    ///
+    /// Errors: those of quantizing and loading.
+    pub fn new(
+        open: &dyn Fn() -> Result<Source>,
+        choices: Vec<Choice>,
+        calibration: Option<Calibration<'_>>,
+        cx: &Context,
+        progress: &dyn Progress,
+    ) -> Result<Palette> {
+        let source = open()?;
+        if source.is_artefact() {
+            return Err(Error::input("model is an artefact already: it is quantized")
+                .at(source.dir.display())
+                .hint("start from the float checkpoint"));
+        }
+        let arch = source.arch.clone();
+        let loaded = source.load(cx)?;
+        let used = |name: &str| loaded.account.used.contains(name);
+        let mut units = units(&arch)?;
+        for unit in &mut units {
+            unit.offers.push(Offer { choice: 0, bytes: bytes(&source, unit, &used) });
+        }
+        let all: u64 =
+            source.tensors.iter().filter(|(n, _)| used(n)).map(|(_, t)| t.bytes().len() as u64).sum();
+        let fixed_bytes = all.saturating_sub(units.iter().map(|u| u.offers[0].bytes).sum());
+        let mut header = 0;
+        let mut models = vec![loaded.model];
+        let mut plans =
+            vec![units.iter().flat_map(|u| &u.modules).map(|m| (m.clone(), Decision::FLOAT)).collect()];
+        for (index, choice) in choices.iter().enumerate().skip(1) {
+            let recipe = uniform(choice.name, choice.decision)?;
+            let data = calibration.filter(|_| choice.calibrated());
+            let quantized = quantize_in_memory_under(open()?, &recipe, data, cx, progress)?;
+            for unit in units.iter_mut().filter(|u| choice.words || u.stage_is_encoder()) {
+                unit.offers.push(Offer { choice: index, bytes: bytes(&quantized, unit, &|_| true) });
+            }
+            header = header.max(quantized.tensors.keys().map(|n| n.len() as u64 + ENTRY).sum());
+            plans.push(plan(&arch, &recipe)?);
+            models.push(quantized.load(cx)?.model);
+        }
+        Ok(Palette { choices, units, fixed_bytes: fixed_bytes + header, models, plans })
+    }
+
+    /// What the models compute.
+    pub fn architecture(&self) -> &Architecture {
+        self.models[0].architecture()
+    }
+
+    /// Everything in float.
+    pub fn float(&self) -> Selection {
+        vec![0; self.units.len()]
+    }
+
+    /// The offer of `choice` for each unit; the last offer of units that do not have it.
+    pub fn throughout(&self, choice: usize) -> Selection {
+        let offer = |u: &Unit| u.offers.iter().position(|o| o.choice == choice).unwrap_or(u.offers.len() - 1);
+        self.units.iter().map(offer).collect()
+    }
+
+    /// The choice that `selection` makes for unit `unit`.
+    pub fn choice(&self, selection: &[usize], unit: usize) -> usize {
+        self.units[unit].offers[selection[unit]].choice
+    }
+
+    /// Modules that `selection` leaves in float.
+    pub fn in_float(&self, selection: &[usize]) -> Vec<&str> {
+        let float = (0..self.units.len()).filter(|&u| self.choice(selection, u) == 0);
+        float.flat_map(|u| self.units[u].modules.iter().map(String::as_str)).collect()
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self, selection: &[usize]) -> u64 {
+        self.fixed_bytes + self.units.iter().zip(selection).map(|(u, &o)| u.offers[o].bytes).sum::<u64>()
+    }
+
+    /// The decision for every module.
+    pub fn plan(&self, selection: &[usize]) -> Plan {
+        let decided = self.units.iter().enumerate().flat_map(|(u, unit)| {
+            let plan = &self.plans[self.choice(selection, u)];
+            unit.modules.iter().filter_map(|m| Some((m.clone(), *plan.get(m)?)))
+        });
+        decided.collect()
+    }
+
+    /// The model of each site, for sites whose weights are decided about.
+    pub(super) fn by_site(&self, selection: &[usize]) -> BTreeMap<Site, usize> {
+        let sites = self.units.iter().enumerate().flat_map(|(u, unit)| {
+            let choice = self.choice(selection, u);
+            unit.sites.iter().map(move |s| (*s, choice))
+        });
+        sites.collect()
+    }
+
+    /// The model that `selection` makes, with the bits of the artefact it would become.
+    ///
+    /// Errors: none but those of [`Model::new`].
+    pub fn model(&self, selection: &[usize], cx: &Context) -> Result<Model> {
+        let by_site = self.by_site(selection);
+        let of = |site: &Site| self.models[by_site.get(site).copied().unwrap_or(0)].weights();
+        let first = self.models[0].weights();
+        let weights = Weights {
+            linears: first.linears.keys().map(|s| (*s, of(s).linears[s].clone())).collect(),
+            norms: first.norms.clone(),
+            tables: first.tables.keys().map(|s| (*s, of(s).tables[s].clone())).collect(),
+            talking: first.talking.clone(),
+        };
+        Model::new(self.architecture().clone(), weights, cx)
+    }
+
+    /// Stages of the network: embeddings, layers, head.
+    pub(super) fn stages(&self) -> usize {
+        self.architecture().layers + 2
+    }
+}
+
+impl Unit {
+    fn stage_is_encoder(&self) -> bool {
+        self.sites.iter().any(|s| matches!(s, Site::Layer(..)))
+    }
+}
+
+/// Bytes of the tensors of a unit.
+fn bytes(source: &Source, unit: &Unit, used: &dyn Fn(&str) -> bool) -> u64 {
+    let of = |name: &str| {
+        unit.modules.iter().any(|m| name.strip_prefix(m.as_str()).is_some_and(|r| r.starts_with('.')))
+    };
+    source.tensors.iter().filter(|(n, _)| of(n) && used(n)).map(|(_, t)| t.bytes().len() as u64).sum()
+}
+
+/// The modules that can be quantized, word matrices as one.
+fn units(arch: &Architecture) -> Result<Vec<Unit>> {
+    let everything = plan(arch, &Recipe::new("dynamic", &[])?)?;
+    let shared = arch.relative.as_ref().is_some_and(|r| r.shared_projections);
+    let mut units: Vec<Unit> = Vec::new();
+    for module in layout::modules(arch).into_iter().filter(|m| everything.contains_key(&m.name)) {
+        let mut sites = match &module.role {
+            Role::Linear(role) => role.sites.iter().map(|(s, _)| *s).collect(),
+            Role::Table { site, .. } => vec![*site],
+            _ => vec![Site::Head(qberta_model::HeadSlot::Output)],
+        };
+        if shared {
+            // One matrix projects content and the relative table.
+            let projected: Vec<Site> = sites.iter().filter_map(|s| positions(*s)).collect();
+            sites.extend(projected);
+        }
+        if module.is_word_matrix()
+            && let Some(words) = units.iter_mut().find(|u| u.sites.contains(&Site::WordTable))
+        {
+            words.modules.push(module.name);
+            words.sites.extend(sites);
+            continue;
+        }
+        let stage = stage(arch, sites[0]);
+        units.push(Unit {
+            name: module.name.clone(),
+            modules: vec![module.name],
+            sites,
+            stage,
+            offers: Vec::new(),
+        });
+    }
+    Ok(units)
+}
+
+fn positions(site: Site) -> Option<Site> {
+    match site {
+        Site::Layer(n, Slot::Query) => Some(Site::Layer(n, Slot::PositionQuery)),
+        Site::Layer(n, Slot::Key) => Some(Site::Layer(n, Slot::PositionKey)),
+        _ => None,
+    }
+}
+
+fn stage(arch: &Architecture, site: Site) -> usize {
+    match site {
+        Site::Layer(n, _) => usize::from(n) + 1,
+        Site::Head(_) => arch.layers + 1,
+        _ => 0,
+    }
+}
