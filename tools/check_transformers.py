@@ -5,7 +5,7 @@ usage: check_transformers.py ARTEFACT [ROWS.jsonl ANSWERS.jsonl]      needs tool
   ROWS     {"input_ids": [..], "token_type_ids": [..]} a line
   ANSWERS  what `qberta predict ARTEFACT --raw --input ROWS.jsonl` wrote
 
-Asserts that every quantized module's dequantized weight equals int8.float() * scale bit for bit and that no weight
+Asserts that every quantized module's dequantized weight equals code.float() * scale bit for bit and that no weight
 is missing or left over, then reports the largest difference of the outputs. Both sides quantize activations
 per token, so BERT and its relatives agree to float rounding, unless a code lies on the edge and rounds the other
 way. DeBERTa's position projections read a table, not activations: qberta computes them once and keeps their input in float,
@@ -45,12 +45,16 @@ def main() -> int:
         model(**inputs)  # compressed-tensors dequantizes on the first forward
     modules, wrong, quantized = dict(model.named_modules()), [], 0
     for name, codes in stored.items():
-        if codes.dtype != torch.int8 or name.endswith(".input_zero_point"):
+        if name.endswith(".weight_packed"):
+            name = name.removesuffix("_packed")
+            want = four_bits(codes, stored[name + "_scale"])
+        elif codes.dtype == torch.int8 and not name.endswith(".input_zero_point"):
+            want = codes.float() * stored[name + "_scale"]
+        else:
             continue
         quantized += 1
-        want = codes.float() * stored[name + "_scale"]
         found = modules[name.removesuffix(".weight")].weight
-        if found.dtype == torch.int8 or not torch.equal(found.float(), want):
+        if found.dtype != torch.float32 or not torch.equal(found.float(), want):
             wrong.append(f"{name} ({found.dtype})")
     failed |= bool(wrong)
     print(f"{'FAIL' if wrong else 'ok':4} dequantized weights: {quantized - len(wrong)} of {quantized} bit-equal {wrong[:4]}")
@@ -66,6 +70,13 @@ def main() -> int:
         if float_positions(model):
             compare(model, rows, answers, "with position rows in float")
     return 1 if failed else 0
+
+
+def four_bits(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Column k of a row is bits 4 (k % 8).. of word k / 8, as code + 8; not compressed-tensors' own unpacking."""
+    words = packed.to(torch.int64) & 0xFFFFFFFF
+    codes = ((words.unsqueeze(-1) >> (4 * torch.arange(8))) & 15).reshape(packed.shape[0], -1) - 8
+    return codes.float() * scale.repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
 
 
 def float_positions(model) -> int:

@@ -3,7 +3,7 @@
 
 use qberta::kernels::mapped::Bytes;
 use qberta::model::{Batch, Native, Sequence, forward};
-use qberta::store::manifest::{Decision, Input, Manifest, Weight};
+use qberta::store::manifest::{Decision, Group, Input, Manifest, Weight};
 use qberta::store::{Dtype, Source, Tensor};
 use qberta::toolkit::{Calibration, Conditions, Method, quantize_under};
 use qberta::{Context, Recipe, Request, quantize};
@@ -26,6 +26,12 @@ const CASES: [&str; 8] = [
 
 /// Those of them that are quantized with stored grids too.
 const STATIC_CASES: [&str; 2] = ["v3-sequence", "v1-sequence"];
+
+/// Those of them that are quantized to 4 bits too, but for what 32 does not divide.
+const INT4_CASES: [&str; 3] = ["v3-sequence", "v1-sequence", "v3-mlm-legacy"];
+
+const INT4_RECIPE: &str = "name = \"four\"\nbase = \"w4a8\"\n[linears]\nweight = \"int4\"\ngroup = 32\n[words]\nweight = \"int4\"\n\
+    group = 32\n[[rules]]\nmodules = 're:layer\\.\\d+\\.output\\.dense'\nweight = \"int8\"\n";
 
 struct Base {
     config: Map<String, Value>,
@@ -61,6 +67,13 @@ static BASES: LazyLock<Vec<Base>> = LazyLock::new(|| {
         quantize_under(&request, conditions, &CONTEXT, &()).unwrap_or_else(|e| panic!("{case}: {e}"));
         bases.push(read(&out));
     }
+    let recipe = Recipe::parse(INT4_RECIPE, "four.toml").expect("the 4-bit recipe");
+    for case in INT4_CASES {
+        let (model, out) = (golden.join(case), scratch.join(format!("{case}-int4")));
+        let request = Request { model: &model, out: &out, recipe: &recipe, task: None };
+        quantize(&request, &CONTEXT, &()).unwrap_or_else(|e| panic!("{case}: {e}"));
+        bases.push(read(&out));
+    }
     let _ = std::fs::remove_dir_all(&scratch);
     bases
 });
@@ -70,12 +83,13 @@ fn read(dir: &Path) -> Base {
     Base { config: source.config, manifest: source.manifest, tensors: source.tensors }
 }
 
-/// Real manifests, cut to a size that mutates well: one of a dynamic artefact, one of a static one.
-pub fn small_manifests() -> [Vec<u8>; 2] {
+/// Real manifests, cut to a size that mutates well: one of a dynamic artefact, one of a static one, one with 4 bits.
+pub fn small_manifests() -> [Vec<u8>; 3] {
     let mut manifests = BASES.iter().filter_map(|b| b.manifest.as_ref());
     let dynamic = manifests.next().expect("every other base is an artefact").clone();
     let calibrated = manifests.find(|m| m.calibration.is_some()).expect("some bases are static").clone();
-    [dynamic, calibrated].map(small)
+    let four = manifests.find(|m| m.format_version == 3).expect("some bases have 4 bits").clone();
+    [dynamic, calibrated, four].map(small)
 }
 
 fn small(mut manifest: Manifest) -> Vec<u8> {
@@ -240,7 +254,8 @@ fn decide(code: u8) -> Decision {
     const INPUTS: [Input; 4] =
         [Input::Float, Input::TokenSymmetric, Input::TokenAsymmetric, Input::TensorStatic];
     let input = INPUTS[code as usize % 4];
-    let weight = [Weight::Float, Weight::Int8Channel][code as usize / 4 % 2];
+    let weights = [Weight::Float, Weight::Int8Channel, Weight::Int4(Group::G32), Weight::Int4(Group::G64)];
+    let weight = weights[code as usize / 4 % weights.len()];
     Decision { input, weight }
 }
 

@@ -69,14 +69,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         put("safetensors", dtype.name(), &safetensors::write(&tensors)?)?;
     }
     put("safetensors", "empty", &safetensors::write(&BTreeMap::new())?)?;
-    let [dynamic, calibrated] = qberta_fuzz::small_manifests();
+    let [dynamic, calibrated, four] = qberta_fuzz::small_manifests();
     put("manifest", "sealed", &dynamic)?;
     put("manifest", "static", &calibrated)?;
+    put("manifest", "four", &four)?;
     put("torch_bin", "tiny", &tiny_torch())?;
     for (name, graph) in tiny_graphs() {
         put("onnx", name, &graph)?;
     }
-    for base in 0..18u8 {
+    for base in 0..21u8 {
         put("artefact", &format!("base-{base}"), &[base])?;
         put("artefact", &format!("edited-{base}"), &[base, 0, 7, 20, 0, 6, 3, 1, 2, 5, 9, 0, 1, 8, 1, 4, 0])?;
     }

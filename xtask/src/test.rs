@@ -189,14 +189,17 @@ fn artefacts(run: &mut Run, extent: Extent) -> crate::Outcome {
     let _ = std::fs::remove_dir_all(&out);
     std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
     let mut models: Vec<_> = CHECKED.iter().map(|case| root().join("testdata/golden").join(case)).collect();
-    models.push(root().join("crates/cli/assets/gloss"));
+    let gloss = root().join("crates/cli/assets/gloss");
+    models.push(gloss.clone());
+    let mut cases: Vec<_> = models.into_iter().map(|m| (m, "dynamic")).collect();
+    cases.extend(["w4a8", "weight-only-4bit"].map(|recipe| (gloss.clone(), recipe)));
     let mut all = true;
-    for model in models {
-        let name = model.file_name().unwrap_or_default();
-        let artefact = out.join(name).display().to_string();
+    for (model, recipe) in cases {
+        let name = model.file_name().unwrap_or_default().to_string_lossy();
+        let artefact = out.join(format!("{name}-{recipe}")).display().to_string();
         let quantize =
             Program::new("cargo run --quiet --package qberta -- quantize").arg(model.display().to_string());
-        all &= run.program(&quantize.arg("--output").arg(&artefact))?;
+        all &= run.program(&quantize.arg("--recipe").arg(recipe).arg("--output").arg(&artefact))?;
         let check = Program::of(&python).arg("tools/check_artefact.py").arg(&artefact);
         all &= run.program(&check.arg(model.display().to_string()))?;
     }

@@ -238,9 +238,13 @@ fn measure_saved(args: &BenchArgs, dir: &Path, world: &World) -> Result<Outcome>
 
 /// How the encoder's weights are stored, in one word.
 fn weights(session: &Session) -> &'static str {
-    let int8 = |l: &&Linear| !matches!(l, Linear::F32 { .. });
-    match (session.origin(), session.model().weights().linears.values().filter(int8).count()) {
-        (Origin::Checkpoint, _) | (_, 0) => "float32",
-        _ => "int8",
+    let linears = &session.model().weights().linears;
+    let any = |wanted: fn(&Linear) -> bool| linears.values().any(wanted);
+    if session.origin() == Origin::Checkpoint || !any(|l| !matches!(l, Linear::F32 { .. })) {
+        "float32"
+    } else if any(|l| matches!(l, Linear::Int4 { .. } | Linear::WeightInt4 { .. })) {
+        "int4"
+    } else {
+        "int8"
     }
 }

@@ -6,6 +6,7 @@ use clap::Args;
 use qberta_model::{Architecture, Reading, Result, Task};
 use qberta_store::assemble::INPUT_GRID;
 use qberta_store::checkpoint::Checkpoint;
+use qberta_store::int4::{PACKED, PARTS};
 use qberta_store::manifest::Weight;
 use qberta_store::{Source, Tensor};
 use serde_json::{Value, json};
@@ -53,11 +54,17 @@ pub fn run(args: &InspectArgs, world: &World) -> Result<Outcome> {
         if grid.is_some_and(|module| plan.is_some_and(|p| p.contains_key(module))) {
             return "grid of the input".into();
         }
-        let module = name.strip_suffix("_scale").unwrap_or(name).trim_end_matches(".weight");
+        let weight = PARTS.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        let module = weight.trim_end_matches(".weight");
         match (account.ignored.get(name), plan.and_then(|p| p.get(module)).map(|d| d.weight)) {
             (Some(reason), _) => format!("left out: {reason}"),
             (None, Some(Weight::Int8Channel)) if name.ends_with("_scale") => "scale per channel".into(),
             (None, Some(Weight::Int8Channel)) => "int8 per channel".into(),
+            (None, Some(Weight::Int4(group))) if name.ends_with(PACKED) => {
+                format!("4 bits in groups of {}", group.inputs())
+            }
+            (None, Some(Weight::Int4(_))) if name.ends_with("_scale") => "scale per group".into(),
+            (None, Some(Weight::Int4(_))) if weight != name => "shape".into(),
             _ => "float".into(),
         }
     };

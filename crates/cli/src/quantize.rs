@@ -9,7 +9,7 @@ use qberta_model::{Error, Result, Sequence, Task};
 use qberta_runtime::Session;
 use qberta_runtime::evaluate::{Exam, Gate, Trial, Verdict};
 use qberta_store::digest;
-use qberta_store::manifest::{FileRecord, GateRecord, Weight};
+use qberta_store::manifest::{FileRecord, GateRecord, Rounding, Weight};
 use qberta_toolkit::{
     Calibration, CalibrationReport, Conditions, Method, Recipe, Report, Request, quantize_under,
 };
@@ -41,10 +41,11 @@ pub struct QuantizeArgs {
     /// Directory to create
     #[arg(short, long)]
     output: PathBuf,
-    /// Recipe: dynamic, static, weight-only, or a file ending in .toml
+    /// Recipe: dynamic, static, w4a8, weight-only, weight-only-4bit, or a file ending in .toml
     #[arg(long, default_value = "dynamic")]
     recipe: String,
-    /// Unlabelled rows like those the model will see (.jsonl, .csv, .tsv, .parquet, .txt), for --recipe static
+    /// Unlabelled rows like those the model will see (.jsonl, .csv, .tsv, .parquet, .txt), for static inputs
+    /// and fitted weights
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Rows of the calibration file to use [default: all]
@@ -103,6 +104,7 @@ pub fn run(args: &QuantizeArgs, world: &World) -> Result<Outcome> {
             "artefact": args.output,
             "artefact_bytes": report.artefact_bytes,
             "calibration": report.calibration,
+            "fitted": report.fitted,
             "float_bytes": report.float_bytes,
             "gates": verdicts.iter().map(verdict).collect::<Vec<Value>>(),
             "ignored": report.ignored,
@@ -214,8 +216,9 @@ impl<'a> Gated<'a> {
 }
 
 fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
-    let int8 = report.plan.values().filter(|d| d.weight == Weight::Int8Channel).count();
-    let float = report.plan.len() - int8;
+    let stored = |f: fn(&Weight) -> bool| report.plan.values().filter(|d| f(&d.weight)).count();
+    let (int8, int4) = (stored(|w| *w == Weight::Int8Channel), stored(|w| matches!(w, Weight::Int4(_))));
+    let float = report.plan.len() - int8 - int4;
     let share = 100.0 * report.weight_bytes as f64 / report.float_bytes as f64;
     let screen = &world.screen;
     for (name, reason) in report.ignored.iter().filter(|(_, r)| r.starts_with("unknown")) {
@@ -237,6 +240,14 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
         ("proof", format!("reopened; {} probes gave the same bits, alone and in one batch", report.probes)),
         ("time", format!("{seconds:.1} s")),
     ];
+    if int4 > 0 {
+        rows.insert(0, ("4-bit modules", format!("{} of {}", count(int4), count(report.plan.len()))));
+    }
+    if let Some(fit) = &report.fitted {
+        let rounded = if fit.rounding == Rounding::Gptq { "rounded by GPTQ" } else { "rounded to nearest" };
+        let biases = if fit.bias_correction { ", biases corrected" } else { "" };
+        rows.insert(1, ("weights", format!("{rounded}{biases}, on the calibration rows")));
+    }
     if let Some(c) = &report.calibration {
         rows.insert(1, ("calibration", calibration(c)));
         warn_of_clipping(c, world);

@@ -141,6 +141,36 @@ pub(crate) trait Simd: Copy {
         to
     }
 
+    /// Words that may be added by [`Simd::dot4_short`] before [`Simd::close_short`].
+    const SHORT: usize = 32;
+    /// What [`Simd::nibbles`] must be multiplied by to be the codes.
+    const NIBBLE: f32 = 1.0;
+
+    /// The signed 4-bit codes in the low halves and in the high halves of the bytes, as i8 times `1 / NIBBLE`.
+    #[inline(always)]
+    fn nibbles(self, w: Self::I) -> [Self::I; 2] {
+        let mut words = [0; LANES];
+        self.store_i(w, &mut words);
+        let (mut low, mut high) = (words, words);
+        for l in 0..LANES {
+            let bytes = words[l].to_ne_bytes();
+            low[l] = i32::from_ne_bytes(bytes.map(|b| ((b << 4) as i8 >> 4) as u8));
+            high[l] = i32::from_ne_bytes(bytes.map(|b| (b as i8 >> 4) as u8));
+        }
+        [self.load_i(&low), self.load_i(&high)]
+    }
+    /// [`Simd::dot4`] for weights from [`Simd::nibbles`], added in whatever form [`Simd::close_short`] makes a sum
+    /// of: at most [`Simd::SHORT`] times from 0, exact.
+    #[inline(always)]
+    fn dot4_short(self, acc: Self::I, x: Self::I, w: Self::I) -> Self::I {
+        self.dot4(acc, x, w)
+    }
+    /// The sum of products of u8 and 4-bit codes that [`Simd::dot4_short`] added.
+    #[inline(always)]
+    fn close_short(self, acc: Self::I) -> Self::I {
+        acc
+    }
+
     /// The first `n` <= 16 lanes of `new`, the others of `old`.
     #[inline(always)]
     fn first(self, n: usize, new: Self::F, old: Self::F) -> Self::F {

@@ -21,6 +21,7 @@
 mod amx;
 mod attention;
 mod gemm_f32;
+mod gemm_i4;
 mod gemm_i8;
 mod isa;
 mod lanes;
@@ -35,6 +36,7 @@ mod tiles;
 
 pub use attention::{Attention, Queries, RelativeKeys, Span, attend};
 pub use gemm_f32::{PackedF32, gemm_f32};
+pub use gemm_i4::{GROUPS, PackedI4, gemm_f32_i4, gemm_i4};
 pub use gemm_i8::{PackedI8, gemm_f32_i8, gemm_i8};
 pub use isa::Isa;
 pub use matrix::Matrix;

@@ -2,8 +2,8 @@
 //! variants here; the forward does not change.
 
 use qberta_kernels::{
-    Context, FixedGrid, Matrix, PackedF32, PackedI8, RowGrid, Split, gemm_f32, gemm_f32_i8, gemm_i8,
-    mapped::Bytes, quantize_rows_fixed, quantize_rows_split,
+    Context, FixedGrid, Matrix, PackedF32, PackedI4, PackedI8, QuantizedRows, RowGrid, Split, gemm_f32,
+    gemm_f32_i4, gemm_f32_i8, gemm_i4, gemm_i8, mapped::Bytes, quantize_rows_fixed, quantize_rows_split,
 };
 
 /// A linear layer `y = x Wᵀ + b`, `W [out, in]`.
@@ -27,6 +27,22 @@ pub enum Linear {
         /// Extra columns for outlier channels of the input.
         split: Split,
     },
+    /// 4-bit weights in groups of inputs, activations quantized while running (W4A8).
+    Int4 {
+        /// Packed codes and scales.
+        weight: PackedI4,
+        /// `[out]`, added in f32.
+        bias: Option<Vec<f32>>,
+        /// How a row of activations becomes codes.
+        input: InputGrid,
+    },
+    /// 4-bit weights in groups of inputs, float activations.
+    WeightInt4 {
+        /// Packed codes and scales.
+        weight: PackedI4,
+        /// `[out]`.
+        bias: Option<Vec<f32>>,
+    },
     /// Int8 weights per output channel, float activations.
     WeightInt8 {
         /// Packed codes and scales.
@@ -45,18 +61,28 @@ pub enum InputGrid {
     Fixed(FixedGrid),
 }
 
+impl InputGrid {
+    /// Codes of the rows of `x`, with extra columns for the channels of `split`.
+    fn codes(self, cx: &Context, x: &Matrix, split: &Split) -> QuantizedRows {
+        match self {
+            InputGrid::Row(grid) => quantize_rows_split(cx, x, grid, split),
+            InputGrid::Fixed(grid) => quantize_rows_fixed(cx, x, grid, split),
+        }
+    }
+}
+
 impl Linear {
     /// `x [rows, in]` to `[rows, out]`.
     pub fn forward(&self, cx: &Context, x: &Matrix) -> Matrix {
         match self {
             Linear::F32 { weight, bias } => gemm_f32(cx, x, weight, bias.as_deref()),
             Linear::Int8 { weight, bias, input, split } => {
-                let codes = match input {
-                    InputGrid::Row(grid) => quantize_rows_split(cx, x, *grid, split),
-                    InputGrid::Fixed(grid) => quantize_rows_fixed(cx, x, *grid, split),
-                };
-                gemm_i8(cx, &codes, weight, bias.as_deref())
+                gemm_i8(cx, &input.codes(cx, x, split), weight, bias.as_deref())
             }
+            Linear::Int4 { weight, bias, input } => {
+                gemm_i4(cx, &input.codes(cx, x, &Split::default()), weight, bias.as_deref())
+            }
+            Linear::WeightInt4 { weight, bias } => gemm_f32_i4(cx, x, weight, bias.as_deref()),
             Linear::WeightInt8 { weight, bias } => gemm_f32_i8(cx, x, weight, bias.as_deref()),
         }
     }
@@ -72,7 +98,29 @@ impl Linear {
                 }
                 gemm_f32_i8(cx, &wide, weight, bias.as_deref())
             }
+            Linear::Int4 { weight, bias, .. } => gemm_f32_i4(cx, x, weight, bias.as_deref()),
             _ => self.forward(cx, x),
+        }
+    }
+
+    /// The grid of the input and its extra columns, if it is quantized.
+    pub fn input(&self) -> Option<(InputGrid, Split)> {
+        match self {
+            Linear::Int8 { input, split, .. } => Some((*input, split.clone())),
+            Linear::Int4 { input, .. } => Some((*input, Split::default())),
+            _ => None,
+        }
+    }
+
+    /// Bytes of weights that a product reads, without biases, scales of channels and extra columns.
+    pub fn weight_bytes(&self) -> usize {
+        let (out, inp) = self.shape();
+        match self {
+            Linear::F32 { .. } => 4 * out * inp,
+            Linear::Int8 { .. } | Linear::WeightInt8 { .. } => out * inp,
+            Linear::Int4 { weight, .. } | Linear::WeightInt4 { weight, .. } => {
+                out * (inp / 2 + 8 * inp.div_ceil(weight.group()))
+            }
         }
     }
 
@@ -82,6 +130,7 @@ impl Linear {
             Linear::F32 { weight, .. } => (weight.out(), weight.inp()),
             Linear::Int8 { weight, split, .. } => (weight.out(), weight.inp() - split.columns().len()),
             Linear::WeightInt8 { weight, .. } => (weight.out(), weight.inp()),
+            Linear::Int4 { weight, .. } | Linear::WeightInt4 { weight, .. } => (weight.out(), weight.inp()),
         }
     }
 }
@@ -119,6 +168,7 @@ pub struct Table {
 enum Cells {
     Float { format: FloatFormat, bytes: Bytes },
     Int8 { codes: Bytes, scale: Vec<f32> },
+    Int4 { packed: Bytes, scale: Vec<f32>, group: usize },
 }
 
 impl Table {
@@ -138,6 +188,17 @@ impl Table {
         fits.then_some(Table { rows, width, cells: Cells::Int8 { codes, scale } })
     }
 
+    /// A table of 4-bit codes, two to a byte (the first in the low half) as code + 8, `group` > 0 columns of a row
+    /// with one scale.
+    ///
+    /// `None` if the counts do not fit the shape.
+    pub fn int4(rows: usize, width: usize, packed: Bytes, scale: Vec<f32>, group: usize) -> Option<Table> {
+        let even = width.is_multiple_of(2) && group > 0 && width.is_multiple_of(group);
+        let fits = even && rows.checked_mul(width / 2)? == packed.len();
+        let scaled = fits && rows.checked_mul(width / group)? == scale.len();
+        scaled.then_some(Table { rows, width, cells: Cells::Int4 { packed, scale, group } })
+    }
+
     /// Rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -148,7 +209,7 @@ impl Table {
         self.width
     }
 
-    /// Writes row `row` into `out`, `[width]`. Int8: `code * scale`.
+    /// Writes row `row` into `out`, `[width]`. Integers: `code * scale`.
     pub fn read(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.width);
         let cells = row * self.width..(row + 1) * self.width;
@@ -157,6 +218,15 @@ impl Table {
                 let scale = scale[row];
                 for (y, &c) in out.iter_mut().zip(&codes[cells]) {
                     *y = f32::from(c as i8) * scale;
+                }
+            }
+            Cells::Int4 { packed, scale, group } => {
+                let groups = self.width / group;
+                let bytes = &packed[cells.start / 2..cells.end / 2];
+                let scale = &scale[row * groups..(row + 1) * groups];
+                for (k, y) in out.iter_mut().enumerate() {
+                    let code = (bytes[k / 2] >> (k % 2 * 4) & 15).cast_signed() - 8;
+                    *y = f32::from(code) * scale[k / group];
                 }
             }
             Cells::Float { format, bytes } => {
@@ -177,7 +247,7 @@ impl Table {
     pub fn int8_parts(&self) -> Option<(&Bytes, &[f32])> {
         match &self.cells {
             Cells::Int8 { codes, scale } => Some((codes, scale)),
-            Cells::Float { .. } => None,
+            Cells::Float { .. } | Cells::Int4 { .. } => None,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Named tensors to a runnable model, with an account of every tensor.
 
+use crate::int4::{self, PARTS};
 use crate::layout::{self, LinearRole, Module, Role};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
-use qberta_kernels::{Context, FixedGrid, PackedF32, PackedI8, RowGrid, Split};
+use qberta_kernels::{Context, FixedGrid, PackedF32, PackedI4, PackedI8, RowGrid, Split};
 use qberta_model::{
     Architecture, Error, FloatFormat, HeadSlot, InputGrid, Linear, Model, Norm, Result, Site, Table,
     TalkingHeads, Weights,
@@ -84,6 +85,7 @@ fn is_decoder(name: &str) -> bool {
 enum Stored<'t> {
     Float(Vec<f32>),
     Int8 { codes: &'t [i8], scale: Vec<f32> },
+    Int4 { codes: Vec<i8>, scale: Vec<f32>, group: usize },
 }
 
 struct Builder<'t> {
@@ -129,7 +131,25 @@ impl<'t> Builder<'t> {
         }
     }
 
+    /// The 4-bit weight called `name`, of this shape.
+    fn int4(&mut self, name: &str, out: usize, inp: usize) -> Result<int4::Int4> {
+        let int4 = int4::read(self.tensors, name)?;
+        if (int4.rows, int4.cols) != (out, inp) {
+            return Err(Error::corrupt("tensor has the wrong shape")
+                .at(name)
+                .expected(format!("[{out}, {inp}]"))
+                .found(format!("[{}, {}] in 4 bits", int4.rows, int4.cols))
+                .hint("config.json and the weights disagree"));
+        }
+        self.used.extend(PARTS.map(|end| format!("{name}{end}")));
+        Ok(int4)
+    }
+
     fn matrix(&mut self, name: &str, out: usize, inp: usize) -> Result<Stored<'t>> {
+        if int4::is_there(self.tensors, name) {
+            let int4 = self.int4(name, out, inp)?;
+            return Ok(Stored::Int4 { codes: int4.codes(), group: int4.group.inputs(), scale: int4.scale });
+        }
         let tensor = self.get(name, &[out, inp])?;
         if tensor.dtype() != Dtype::I8 {
             return Ok(Stored::Float(self.floats(name, &[out, inp])?));
@@ -139,6 +159,11 @@ impl<'t> Builder<'t> {
     }
 
     fn table(&mut self, name: &str, rows: usize, width: usize) -> Result<Table> {
+        if int4::is_there(self.tensors, name) {
+            let int4 = self.int4(name, rows, width)?;
+            return Table::int4(rows, width, int4.packed, int4.scale, int4.group.inputs())
+                .ok_or_else(|| Error::corrupt("4-bit table has the wrong shape").at(name));
+        }
         let tensor = self.get(name, &[rows, width])?;
         let table = match float_format(tensor.dtype()) {
             Some(format) => Table::float(rows, width, format, tensor.bytes().clone()),
@@ -176,7 +201,9 @@ impl<'t> Builder<'t> {
             }
             Role::Linear(role) => {
                 self.linear(name, role, input)?;
-                self.get(&weight, &[role.out, role.inp])?.bytes().release(); // packed: the file's copy has served
+                for packed in [&weight, &format!("{weight}{}", int4::PACKED)] {
+                    self.tensors.get(packed).inspect(|t| t.bytes().release()); // the file's copy has served
+                }
             }
             Role::Conv { hidden, groups, kernel } => {
                 let stored = self.floats(&weight, &[*hidden, hidden / groups, *kernel])?;
@@ -228,13 +255,13 @@ impl<'t> Builder<'t> {
     fn linear(&mut self, module: &str, role: &LinearRole, input: Int8Input) -> Result<()> {
         let weight = &format!("{module}.weight");
         let stored = self.matrix(weight, role.out, role.inp)?;
-        let int8 = matches!(stored, Stored::Int8 { .. });
+        let float = matches!(stored, Stored::Float(_));
         let run = match input {
-            Int8Input::Static(_) if !int8 => {
+            Int8Input::Static(_) if float => {
                 return Err(Error::corrupt("static input is recorded for a float weight").at(weight));
             }
             Int8Input::Float => None,
-            _ if !int8 => None,
+            _ if float => None,
             Int8Input::Dynamic(grid, channels) => Some((InputGrid::Row(grid), channels)),
             Int8Input::Static(channels) => Some((InputGrid::Fixed(self.input_grid(module)?), channels)),
         };
@@ -248,6 +275,22 @@ impl<'t> Builder<'t> {
                 Stored::Float(values) => {
                     let rows = select(values, role.inp, &rows);
                     Linear::F32 { weight: PackedF32::pack(&rows, out, role.inp), bias }
+                }
+                Stored::Int4 { codes, scale, group } => {
+                    let codes = select(codes, role.inp, &rows);
+                    let scale = select(scale, role.inp / group, &rows);
+                    let weight = pack_int4(weight, &codes, &scale, [out, role.inp], *group)?;
+                    match &run {
+                        Some((input, channels)) if channels.is_empty() => {
+                            Linear::Int4 { weight, bias, input: *input }
+                        }
+                        Some(_) => {
+                            return Err(
+                                Error::corrupt("4-bit module is recorded with extra columns").at(module)
+                            );
+                        }
+                        None => Linear::WeightInt4 { weight, bias },
+                    }
                 }
                 Stored::Int8 { codes, scale } => {
                     let selected = (parts > 1).then(|| select(codes, role.inp, &rows));
@@ -281,21 +324,28 @@ impl<'t> Builder<'t> {
         let word = self.tensors.iter().find(|(n, _)| n.ends_with("embeddings.word_embeddings.weight"));
         let equal =
             |t: &Tensor| word.is_some_and(|(_, w)| w.dtype() == t.dtype() && w.bytes()[..] == t.bytes()[..]);
-        let own = self.tensors.get(weight).filter(|t| !equal(t));
-        if self.tensors.get(weight).is_some_and(|t| t.dtype() == Dtype::I8) {
-            // An artefact repeats int8 codes here, because Hugging Face cannot tie quantized weights.
-            self.scales(weight, out)?;
+        let packed = int4::is_there(self.tensors, weight);
+        let own = packed || self.tensors.get(weight).is_some_and(|t| !equal(t));
+        let int8 = self.tensors.get(weight).is_some_and(|t| t.dtype() == Dtype::I8);
+        if packed || int8 {
+            // An artefact repeats the codes here, because Hugging Face cannot tie quantized weights.
+            if int8 {
+                self.scales(weight, out)?;
+            }
             let copy = format!("{}.bias", weight.trim_end_matches(".weight"));
             self.used.extend([weight.to_owned(), copy].into_iter().filter(|n| self.tensors.contains_key(n)));
         }
         let linear = match (own, &self.weights.tables.get(&Site::WordTable)) {
-            (Some(_), _) => match self.matrix(weight, out, inp)? {
+            (true, _) => match self.matrix(weight, out, inp)? {
                 Stored::Float(values) => Linear::F32 { weight: PackedF32::pack(&values, out, inp), bias },
                 Stored::Int8 { codes, scale } => {
                     Linear::WeightInt8 { weight: pack_int8(weight, codes, &scale, (out, inp), &[])?, bias }
                 }
+                Stored::Int4 { codes, scale, group } => {
+                    Linear::WeightInt4 { weight: pack_int4(weight, &codes, &scale, [out, inp], group)?, bias }
+                }
             },
-            (None, Some(table)) => match table.int8_parts() {
+            (false, Some(table)) => match table.int8_parts() {
                 Some((codes, scale)) => {
                     let packed =
                         pack_int8("word table", bytemuck::cast_slice(codes), scale, (out, inp), &[])?;
@@ -310,7 +360,7 @@ impl<'t> Builder<'t> {
                     Linear::F32 { weight: PackedF32::pack(&values, out, inp), bias }
                 }
             },
-            (None, None) => return Err(Error::corrupt("word table is missing").at(weight)),
+            (false, None) => return Err(Error::corrupt("word table is missing").at(weight)),
         };
         self.weights.linears.insert(Site::Head(HeadSlot::Output), linear);
         Ok(())
@@ -327,6 +377,17 @@ fn pack_int8(
 ) -> Result<PackedI8> {
     PackedI8::pack_repeating(codes, scale, out, inp, repeat)
         .map_err(|e| Error::corrupt("int8 weight cannot run").at(name).found(e))
+}
+
+fn pack_int4(
+    name: &str,
+    codes: &[i8],
+    scale: &[f32],
+    [out, inp]: [usize; 2],
+    group: usize,
+) -> Result<PackedI4> {
+    PackedI4::pack(codes, scale, out, inp, group)
+        .map_err(|e| Error::corrupt("4-bit weight cannot run").at(name).found(e))
 }
 
 /// Rows `rows` of `values`, each `width` long.

@@ -11,6 +11,7 @@ pub mod assemble;
 pub mod atomic;
 pub mod checkpoint;
 pub mod digest;
+pub mod int4;
 pub mod layout;
 pub mod load;
 pub mod manifest;

@@ -3,7 +3,8 @@
 use crate::assemble::{Account, Int8Input, assemble};
 use crate::checkpoint::Checkpoint;
 use crate::digest;
-use crate::manifest::{self, Manifest};
+use crate::int4;
+use crate::manifest::{self, Manifest, Weight};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
 use crate::whole;
@@ -123,11 +124,37 @@ impl Source {
             Some(m) => m.int8_input(module),
             None => Int8Input::Float,
         };
+        if let Some(manifest) = &self.manifest {
+            check_int4(manifest, &self.tensors).map_err(|e| e.at(self.dir.display()))?;
+        }
         let (model, account) =
             assemble(&self.arch, &self.tensors, input, cx).map_err(|e| e.at(self.dir.display()))?;
         qberta_kernels::mapped::give_back_freed();
         Ok(Loaded { model, account })
     }
+}
+
+/// Checks that what the plan calls 4-bit is stored so, with that group, and nothing else is.
+fn check_int4(manifest: &Manifest, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    for (module, decision) in &manifest.plan {
+        let name = format!("{module}.weight");
+        let stored = int4::is_there(tensors, &name);
+        let planned = match decision.weight {
+            Weight::Int4(group) => Some(group),
+            _ => None,
+        };
+        let agree = match planned {
+            Some(group) => stored && int4::read(tensors, &name)?.group == group,
+            None => !stored,
+        };
+        if !agree {
+            return Err(Error::corrupt("plan and tensors disagree about 4-bit storage")
+                .at(name)
+                .expected(String::from(decision.weight))
+                .found(if stored { "4-bit codes, or of another group" } else { "no 4-bit codes" }));
+        }
+    }
+    Ok(())
 }
 
 /// A task whose head the weights hold, for configurations that name no class. Language-model heads do

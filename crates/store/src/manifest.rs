@@ -16,9 +16,10 @@ pub const NAME: &str = "qberta.json";
 /// Newest version of the artefact format; older ones are read too.
 ///
 /// 1: dynamic and weight-only modules. 2: static inputs and the record of their calibration, gates, recipe files.
+/// 3: 4-bit group weights, weights fitted to data.
 /// A manifest carries the lowest version that can say what it says ([`Manifest::seal`]), so what version 1 could
 /// say is written as version 1, byte for byte.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 // Fields are declared in alphabetical order: serde writes them in this order, and the file has sorted keys.
 
@@ -26,13 +27,16 @@ pub const FORMAT_VERSION: u32 = 2;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Where the scales of static inputs came from; present exactly when there are any.
+    /// Where the scales of static inputs and fitted weights came from; present exactly when there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationRecord>,
     /// SHA-256 of the canonical bytes with this field empty.
     pub digest: String,
     /// Every other file of the artefact by name.
     pub files: BTreeMap<String, FileRecord>,
+    /// How weights were fitted to the calibration data, if they were (version 3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fitted: Option<FitRecord>,
     /// See [`FORMAT_VERSION`].
     pub format_version: u32,
     /// Gates that it passed before it was written (version 2).
@@ -56,12 +60,34 @@ pub struct Manifest {
     pub tool: String,
 }
 
-/// The data that set the scales of static inputs.
+/// What calibration data did to weights and biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitRecord {
+    /// Biases of quantized linears make up for the mean error of their outputs.
+    pub bias_correction: bool,
+    /// How weights were rounded.
+    pub rounding: Rounding,
+}
+
+/// How a weight becomes a code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rounding {
+    /// To the nearest code.
+    #[default]
+    Nearest,
+    /// One input after the other, each making up for the error of those before on the calibration data.
+    Gptq,
+}
+
+/// The data that set the scales of static inputs, or that weights were fitted to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CalibrationRecord {
-    /// How ranges were chosen.
-    pub observer: String,
+    /// How ranges of static inputs were chosen; absent if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observer: Option<String>,
     /// Sequences seen.
     pub sequences: u64,
     /// SHA-256 of their token ids and types, in order.
@@ -145,13 +171,69 @@ pub enum Input {
 
 /// How a weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Weight {
     /// As in the source.
-    #[serde(rename = "float")]
     Float,
     /// Codes in [-127, 127] with one scale per output channel (rows of a table count as channels).
-    #[serde(rename = "int8 per-channel symmetric")]
     Int8Channel,
+    /// Codes in [-7, 7] with one scale per output channel and group of inputs.
+    Int4(Group),
+}
+
+/// Inputs that share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    /// 32.
+    G32,
+    /// 64.
+    G64,
+    /// 128.
+    G128,
+}
+
+impl Group {
+    /// Every size.
+    pub const ALL: [Group; 3] = [Group::G32, Group::G64, Group::G128];
+
+    /// How many inputs.
+    pub fn inputs(self) -> usize {
+        match self {
+            Group::G32 => 32,
+            Group::G64 => 64,
+            Group::G128 => 128,
+        }
+    }
+
+    /// The group of so many inputs.
+    pub fn of(inputs: usize) -> Option<Group> {
+        Group::ALL.into_iter().find(|g| g.inputs() == inputs)
+    }
+}
+
+impl Weight {
+    /// Every way of storing a weight, by its name in a manifest.
+    const NAMES: [(Weight, &str); 5] = [
+        (Weight::Float, "float"),
+        (Weight::Int8Channel, "int8 per-channel symmetric"),
+        (Weight::Int4(Group::G32), "int4 per-group-32 symmetric"),
+        (Weight::Int4(Group::G64), "int4 per-group-64 symmetric"),
+        (Weight::Int4(Group::G128), "int4 per-group-128 symmetric"),
+    ];
+}
+
+impl From<Weight> for String {
+    fn from(weight: Weight) -> String {
+        Weight::NAMES.iter().find(|(w, _)| *w == weight).map_or_else(String::new, |(_, n)| (*n).to_owned())
+    }
+}
+
+impl TryFrom<String> for Weight {
+    type Error = String;
+    fn try_from(name: String) -> std::result::Result<Weight, String> {
+        let known = Weight::NAMES.iter().find(|(_, n)| *n == name);
+        known.map(|(w, _)| *w).ok_or_else(|| format!("unknown way of storing a weight {name:?}"))
+    }
 }
 
 impl Decision {
@@ -195,10 +277,20 @@ impl Manifest {
 
     /// Whether plan and calibration belong together.
     fn consistent(&self) -> Result<()> {
-        match (&self.calibration, self.is_static()) {
+        let is_static = self.is_static();
+        if self.fitted == Some(FitRecord { bias_correction: false, rounding: Rounding::Nearest }) {
+            return Err(Error::corrupt("weights are recorded as fitted, in no way").at(NAME));
+        }
+        match (&self.calibration, is_static || self.fitted.is_some()) {
+            (Some(c), true) if c.observer.is_some() != is_static => {
+                Err(Error::corrupt("calibration names an observer exactly if an input is static").at(NAME))
+            }
             (Some(c), true) if c.sequences > 0 && c.tokens > 0 => Ok(()),
             (None, false) => Ok(()),
-            (Some(_), true) => Err(Error::corrupt("static inputs were calibrated on nothing").at(NAME)),
+            (Some(_), true) => Err(Error::corrupt("model was calibrated on nothing").at(NAME)),
+            (None, true) if !is_static => {
+                Err(Error::corrupt("weights are fitted, but no calibration is recorded").at(NAME))
+            }
             (Some(_), false) => {
                 Err(Error::corrupt("calibration is recorded, but no input of the plan is static").at(NAME))
             }
@@ -213,6 +305,9 @@ impl Manifest {
 
     /// The lowest format version that can say what this manifest says.
     fn version(&self) -> u32 {
+        if self.fitted.is_some() || self.plan.values().any(|d| matches!(d.weight, Weight::Int4(_))) {
+            return 3;
+        }
         let plain = self.gates.is_empty() && self.recipe.toml.is_none() && !self.is_static();
         if plain && self.calibration.is_none() { 1 } else { 2 }
     }

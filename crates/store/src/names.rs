@@ -1,6 +1,7 @@
 //! Names as found to names as Hugging Face writes them today: wrapper prefixes, bare encoders, `gamma`
 //! and `beta`, Microsoft's language-model head. And the reason why a tensor is left out.
 
+use crate::int4::PACKED;
 use crate::layout::backbone_prefix;
 use crate::tensor::Tensor;
 use qberta_model::{Architecture, Error, Family, Result, Task};
@@ -15,8 +16,8 @@ const SUPERSEDED: &str = "superseded.";
 ///
 /// Errors: no word table, more than one, or two tensors that come to the same name.
 pub fn canonical(arch: &Architecture, tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
-    let found: Vec<&str> =
-        tensors.keys().filter(|n| ends_in_module(n, WORD_TABLE)).map(String::as_str).collect();
+    let table = |n: &str| ends_in_module(n.strip_suffix(PACKED).unwrap_or(n), WORD_TABLE);
+    let found: Vec<&str> = tensors.keys().map(String::as_str).filter(|n| table(n)).collect();
     let word = match found[..] {
         [one] => one,
         [] => {
@@ -28,6 +29,7 @@ pub fn canonical(arch: &Architecture, tensors: BTreeMap<String, Tensor>) -> Resu
             return Err(Error::unsupported("checkpoint holds more than one encoder").found(found.join(", ")));
         }
     };
+    let word = word.strip_suffix(PACKED).unwrap_or(word);
     let prefix = word[..word.len() - WORD_TABLE.len()].to_owned();
     // `module.deberta.` is the backbone under a wrapper: the head's names carry `module.` alone.
     let wrapper = prefix.strip_suffix(arch.family.prefix()).unwrap_or("").to_owned();

@@ -50,7 +50,6 @@ const HELD_OUT: usize = 8;
 pub(crate) struct Calibrated {
     pub grids: BTreeMap<String, FixedGrid>,
     pub report: CalibrationReport,
-    pub record: CalibrationRecord,
 }
 
 /// Calibrates every static input of `plan` on the float `model`, whose inputs get the extra columns `splits`.
@@ -65,10 +64,7 @@ pub(crate) fn calibrate(
     progress: &dyn Progress,
 ) -> Result<Calibrated> {
     if data.sequences.is_empty() {
-        return Err(Error::input("calibration data hold no row")
-            .at("--calibration")
-            .expected("rows like those the model will see; a few hundred are usual")
-            .hint("a static model without calibrated scales would be wrong everywhere, so none is written"));
+        return Err(empty());
     }
     progress.stage("calibrating", data.sequences.len() as u64);
     let inputs = inputs(model, plan, splits, data.method)?;
@@ -105,13 +101,29 @@ pub(crate) fn calibrate(
         clipped: part(clipped, values),
         clipped_by_module,
     };
-    let record = CalibrationRecord {
-        observer: data.method.name(),
+    Ok(Calibrated { grids, report })
+}
+
+/// What an artefact says about its calibration data; `observer` if they set the grid of some input.
+///
+/// Errors: no sequence.
+pub(crate) fn record(data: Calibration<'_>, observer: bool) -> Result<CalibrationRecord> {
+    if data.sequences.is_empty() {
+        return Err(empty());
+    }
+    Ok(CalibrationRecord {
+        observer: observer.then(|| data.method.name()),
         sequences: data.sequences.len() as u64,
         sha256: fingerprint(data.sequences),
-        tokens: tokens as u64,
-    };
-    Ok(Calibrated { grids, report, record })
+        tokens: data.sequences.iter().map(|s| s.ids.len() as u64).sum(),
+    })
+}
+
+fn empty() -> Error {
+    Error::input("calibration data hold no row")
+        .at("--calibration")
+        .expected("rows like those the model will see; a few hundred are usual")
+        .hint("what is set by data would be wrong everywhere without them, so nothing is written")
 }
 
 fn part(some: u64, all: u64) -> f64 {

@@ -9,9 +9,10 @@ use qberta_kernels::Context;
 use qberta_model::{Error, Result};
 use qberta_store::assemble::INPUT_GRID;
 use qberta_store::atomic::{Staging, check_file_target, check_target};
+use qberta_store::int4::PACKED;
 use qberta_store::layout::{self, Role};
 use qberta_store::load::CONFIG;
-use qberta_store::{Source, Tensor, safetensors, torch, whole};
+use qberta_store::{Dtype, Source, Tensor, safetensors, torch, whole};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -35,7 +36,7 @@ impl Target {
 pub struct Exported {
     /// Tensors in it.
     pub tensors: usize,
-    /// Int8 weights that were multiplied out.
+    /// Quantized weights that were multiplied out.
     pub dequantized: usize,
     /// Size in bytes.
     pub bytes: u64,
@@ -73,7 +74,8 @@ pub fn export_source(source: &Source, out: &Path, target: Target, cx: &Context) 
         }
     }
     let tensors = to_float(&read)?;
-    let dequantized = read.len() - tensors.len();
+    let coded = |(name, t): &(&String, &Tensor)| t.dtype() == Dtype::I8 || name.ends_with(PACKED);
+    let dequantized = read.iter().filter(coded).count();
     let (count, bytes) = match target {
         Target::HuggingFace => directory(source, tensors, out)?,
         Target::Torch => state_dict(source, tensors, out)?,

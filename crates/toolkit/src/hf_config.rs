@@ -25,7 +25,7 @@ pub fn artefact_config(
     if deberta && arch.head.task == Task::FillMask {
         config.insert("legacy".into(), json!(true)); // the head is stored under cls.predictions
     }
-    let quantized = |m: &layout::Module| plan.get(&m.name).is_some_and(|d| d.weight == Weight::Int8Channel);
+    let quantized = |m: &layout::Module| plan.get(&m.name).is_some_and(|d| d.weight != Weight::Float);
     if arch.head.task == Task::FillMask
         && layout::modules(arch).iter().any(|m| m.is_word_matrix() && quantized(m))
     {
@@ -53,39 +53,39 @@ fn class_name(source: &Map<String, Value>, arch: &Architecture) -> String {
 }
 
 fn quantization_config(arch: &Architecture, plan: &Plan, splits: &BTreeMap<String, Vec<u32>>) -> Value {
-    let mut groups: BTreeMap<&str, (Vec<String>, Decision)> = BTreeMap::new();
+    let mut groups: BTreeMap<String, (Vec<String>, Decision)> = BTreeMap::new();
     let mut ignore = Vec::new();
     for module in layout::modules(arch) {
         let linear =
             matches!(module.role, Role::Linear(_) | Role::Vocabulary { .. } | Role::Kept | Role::Mix { .. });
         let table = matches!(module.role, Role::Table { .. });
         let decision = plan.get(&module.name).copied().unwrap_or(Decision::FLOAT);
-        match (decision.weight, decision.input) {
-            (Weight::Float, _) if linear => ignore.push(module.name),
-            (Weight::Float, _) => {}
-            (Weight::Int8Channel, _) if table => group(&mut groups, "embeddings", module.name, decision),
-            (Weight::Int8Channel, Input::TokenAsymmetric) => {
-                group(&mut groups, "linears", module.name, decision)
-            }
-            // A grid made for an input with extra columns clips the input without them, and
-            // compressed-tensors cannot say extra columns: readers that know no more quantize per token.
-            (Weight::Int8Channel, Input::TensorStatic) if splits.contains_key(&module.name) => {
-                let nearest = Decision { input: Input::TokenAsymmetric, ..decision };
-                group(&mut groups, "linears", module.name, nearest)
-            }
-            (Weight::Int8Channel, Input::TensorStatic) => {
-                group(&mut groups, "linears_static", module.name, decision)
-            }
-            (Weight::Int8Channel, Input::TokenSymmetric) => {
-                group(&mut groups, "linears_symmetric", module.name, decision)
-            }
-            (Weight::Int8Channel, Input::Float) => {
-                group(&mut groups, "linears_weight_only", module.name, decision)
+        match decision.weight {
+            Weight::Float if linear => ignore.push(module.name),
+            Weight::Float => {}
+            weight => {
+                // A grid made for an input with extra columns clips the input without them, and
+                // compressed-tensors cannot say extra columns: readers that know no more quantize per token.
+                let split = splits.contains_key(&module.name) && decision.input == Input::TensorStatic;
+                let input = if split { Input::TokenAsymmetric } else { decision.input };
+                let kind = match input {
+                    _ if table => "embeddings",
+                    Input::TokenAsymmetric => "linears",
+                    Input::TensorStatic => "linears_static",
+                    Input::TokenSymmetric => "linears_symmetric",
+                    Input::Float => "linears_weight_only",
+                };
+                let key = match weight {
+                    Weight::Int4(group) => format!("{kind}_int4_{}", group.inputs()),
+                    _ => kind.to_owned(),
+                };
+                let decision = Decision { input, weight };
+                groups.entry(key).or_insert_with(|| (Vec::new(), decision)).0.push(module.name);
             }
         }
     }
     let config_groups: Map<String, Value> =
-        groups.into_iter().map(|(name, (targets, d))| (name.to_owned(), scheme(targets, d))).collect();
+        groups.into_iter().map(|(name, (targets, d))| (name, scheme(targets, d))).collect();
     json!({
         "config_groups": config_groups,
         "format": "mixed-precision",
@@ -100,15 +100,6 @@ fn quantization_config(arch: &Architecture, plan: &Plan, splits: &BTreeMap<Strin
     })
 }
 
-fn group(
-    groups: &mut BTreeMap<&'static str, (Vec<String>, Decision)>,
-    key: &'static str,
-    name: String,
-    d: Decision,
-) {
-    groups.entry(key).or_insert_with(|| (Vec::new(), d)).0.push(name);
-}
-
 fn scheme(targets: Vec<String>, decision: Decision) -> Value {
     let input = match decision.input {
         Input::Float => Value::Null,
@@ -121,12 +112,24 @@ fn scheme(targets: Vec<String>, decision: Decision) -> Value {
         }),
     };
     // Without a format per group, weight-only int8 would be taken for the int32-packed layout.
-    let format = if input.is_null() { "naive-quantized" } else { "int-quantized" };
+    let (format, weights) = match decision.weight {
+        Weight::Int4(group) => (
+            "pack-quantized",
+            json!({
+                "num_bits": 4, "type": "int", "symmetric": true, "strategy": "group",
+                "group_size": group.inputs(), "dynamic": false,
+            }),
+        ),
+        _ => (
+            if input.is_null() { "naive-quantized" } else { "int-quantized" },
+            json!({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "channel", "dynamic": false}),
+        ),
+    };
     json!({
         "format": format,
         "input_activations": input,
         "output_activations": null,
         "targets": targets,
-        "weights": {"num_bits": 8, "type": "int", "symmetric": true, "strategy": "channel", "dynamic": false},
+        "weights": weights,
     })
 }

@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod diagnose;
 pub mod doctor;
 pub mod export;
+mod fit;
 pub mod hf_config;
 mod mixed;
 pub mod observe;

@@ -3,7 +3,7 @@
 use crate::recipe::{Pattern, Recipe, impossible};
 use qberta_model::{Architecture, Error, Result, Site, Slot};
 use qberta_store::layout::{self, Module, Role};
-use qberta_store::manifest::{Decision, Input, Weight};
+use qberta_store::manifest::{Decision, Group, Input, Weight};
 use std::collections::BTreeMap;
 
 /// What was decided, by module name.
@@ -53,7 +53,9 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
     recipe.skip.iter().try_for_each(|p| somewhere(p, "--skip"))?;
     let mut plan = Plan::new();
     for (module, kind) in candidates {
-        plan.insert(module.name.clone(), decide(module, kind, recipe)?);
+        let decision = decide(module, kind, recipe)?;
+        divides(module, decision)?;
+        plan.insert(module.name.clone(), decision);
     }
     if plan.values().all(|d| d.weight == Weight::Float) {
         return Err(Error::input("every module stays in float: there is nothing left to quantize")
@@ -91,6 +93,32 @@ fn decide(module: &Module, kind: Kind, recipe: &Recipe) -> Result<Decision> {
         input = Input::Float;
     }
     Ok(Decision { input, weight })
+}
+
+/// Checks that 4-bit groups divide the inputs of `module`, or the width of a table.
+fn divides(module: &Module, decision: Decision) -> Result<()> {
+    let (Weight::Int4(group), Some(inputs)) = (decision.weight, inputs(module)) else { return Ok(()) };
+    if inputs.is_multiple_of(group.inputs()) {
+        return Ok(());
+    }
+    let fitting: Vec<_> =
+        Group::ALL.into_iter().map(Group::inputs).filter(|g| inputs.is_multiple_of(*g)).collect();
+    Err(Error::input(format!("groups of {} do not divide the {inputs} inputs of a module", group.inputs()))
+        .at(&module.name)
+        .expected(match &fitting[..] {
+            [] => "weight = \"int8\" for it, in a rule of a recipe file".to_owned(),
+            some => format!("group = {}", some.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ")),
+        }))
+}
+
+/// Values in a row of a module's weight.
+fn inputs(module: &Module) -> Option<usize> {
+    match &module.role {
+        Role::Linear(role) => Some(role.inp),
+        Role::Table { width, .. } => Some(*width),
+        Role::Vocabulary { inp, .. } => Some(*inp),
+        _ => None,
+    }
 }
 
 /// Whether a module serves the relative table alone. It runs once, at load, on float input: no calibration

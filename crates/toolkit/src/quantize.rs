@@ -1,6 +1,7 @@
 //! Float checkpoint to artefact: plan, quantize, write beside the target, sync, reopen, replay, rename.
 
-use crate::calibrate::{self, Calibrated, Calibration, CalibrationReport, calibrate};
+use crate::calibrate::{self, Calibration, CalibrationReport, calibrate};
+use crate::fit;
 use crate::hf_config::artefact_config;
 use crate::outliers;
 use crate::plan::{Plan, plan};
@@ -10,12 +11,12 @@ use crate::verify::verify_at;
 use crate::weights;
 use qberta_kernels::Context;
 use qberta_model::{Error, Model, Result, Site, Task};
-use qberta_store::assemble::{INPUT_GRID, SCALE};
+use qberta_store::assemble::INPUT_GRID;
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::{COMPANIONS, CONFIG};
 use qberta_store::manifest::{
-    self, CalibrationRecord, FileRecord, GateRecord, Input, Manifest, RecipeRecord, Weight,
+    self, CalibrationRecord, FileRecord, FitRecord, GateRecord, Input, Manifest, RecipeRecord, Weight,
 };
 use qberta_store::{Account, Loaded, Source, Tensor, digest, safetensors, whole};
 use serde_json::{Map, Value};
@@ -68,8 +69,10 @@ pub struct Report {
     pub ignored: BTreeMap<String, String>,
     /// Probes replayed.
     pub probes: usize,
-    /// What calibration found, if there was any.
+    /// What calibration of static inputs found, if there was any.
     pub calibration: Option<CalibrationReport>,
+    /// How weights were fitted to the data, if they were.
+    pub fitted: Option<FitRecord>,
 }
 
 /// Decides whether an artefact may appear: opens the directory it is given (complete but for the proof) and
@@ -87,7 +90,7 @@ pub fn quantize(request: &Request<'_>, cx: &Context, progress: &dyn Progress) ->
 /// What else [`quantize_under`] takes into account.
 #[derive(Default)]
 pub struct Conditions<'a> {
-    /// Data for static inputs.
+    /// Data for static inputs and for fitting weights.
     pub calibration: Option<Calibration<'a>>,
     /// What decides whether the artefact may appear.
     pub gate: Option<&'a Gate<'a>>,
@@ -133,9 +136,8 @@ fn source_under(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let Conditions { calibration, gate } = conditions;
-    let Quantized { source, tensors, plan, splits, account, calibrated } =
+    let Quantized { source, tensors, plan, splits, account, record, report: calibration } =
         transform(source, recipe, calibration, cx, progress)?;
-    let (calibration, record) = calibrated.map(|c| (c.report, c.record)).unzip();
     let artefact = Artefact {
         source: &source,
         tensors,
@@ -146,6 +148,7 @@ fn source_under(
         provenance: source_records(&source)?,
         gate,
         calibration: record,
+        fitted: recipe.fit(),
         out,
     };
     let Written { weight_bytes, artefact_bytes, probes } = write(artefact, cx, progress)?;
@@ -166,6 +169,7 @@ fn source_under(
         ignored: account.ignored,
         probes,
         calibration,
+        fitted: recipe.fit(),
     })
 }
 
@@ -204,7 +208,8 @@ struct Quantized {
     plan: Plan,
     splits: BTreeMap<String, Vec<u32>>,
     account: Account,
-    calibrated: Option<Calibrated>,
+    record: Option<CalibrationRecord>,
+    report: Option<CalibrationReport>,
 }
 
 /// Plans and quantizes; nothing is written.
@@ -221,7 +226,8 @@ fn transform(
             .hint("start from the float checkpoint; `qberta inspect` shows what this one holds"));
     }
     let plan = plan(&source.arch, recipe)?;
-    let asks = plan.values().any(|d| d.input == Input::TensorStatic);
+    let is_static = plan.values().any(|d| d.input == Input::TensorStatic);
+    let asks = is_static || recipe.fit().is_some();
     if asks && data.is_none() {
         return Err(Error::input(format!("recipe {} needs calibration data", recipe.name))
             .at("--calibration")
@@ -233,32 +239,54 @@ fn transform(
             .found(format!("recipe {}", recipe.name))
             .hint("drop the option, or use --recipe static"));
     }
+    let record = data.map(|data| calibrate::record(data, is_static)).transpose()?;
     progress.stage("checking the float model", 1);
     // Building the float model checks every tensor (presence, shape, finite values) before any work.
     let Loaded { model, mut account } = source.load(cx)?;
     progress.step();
     let mut splits = splits(&model, &plan);
-    if let Some(data) = data {
+    let static_data = data.filter(|_| is_static);
+    if let Some(data) = static_data {
         // What calibration saw is better than what the weights predict.
         splits.retain(|module, _| plan.get(module).is_none_or(|d| d.input != Input::TensorStatic));
-        splits.extend(calibrate::splits(&model, &plan, data, cx, progress)?);
+        let seen = calibrate::splits(&model, &plan, data, cx, progress)?;
+        splits.extend(seen.into_iter().filter(|(module, _)| may_split(&plan, module)));
     }
-    let calibrated = data.map(|data| calibrate(&model, &plan, &splits, data, cx, progress)).transpose()?;
-    drop(model);
+    let calibrate = |data| calibrate(&model, &plan, &splits, data, cx, progress);
+    let calibrated = static_data.map(calibrate).transpose()?;
 
     let mut kept = account.used.clone();
     let source = untied(source, &plan, &mut kept)?;
     account.ignored.retain(|name, _| !kept.contains(name));
-    let mut tensors = quantize_tensors(&source, &plan, &kept, progress)?;
-    if let Some(Calibrated { grids, .. }) = &calibrated {
-        for (module, grid) in grids {
+    let mut tensors = match recipe.fit().zip(data) {
+        None => weights::all(&source, &plan, &kept, progress)?,
+        Some((how, data)) => {
+            let load = |plan: &Plan, tensors: &BTreeMap<String, Tensor>| {
+                let splits = splits.iter().filter(|(module, _)| plan.contains_key(*module));
+                let splits = splits.map(|(m, s)| (m.clone(), s.clone())).collect();
+                let manifest = unproven(plan.clone(), splits, BTreeMap::new(), recipe.record());
+                let partial = in_memory(&source, source.config.clone(), manifest, tensors.clone())?;
+                Ok(partial.load(cx)?.model)
+            };
+            let job = fit::Job { float: &model, plan: &plan, how, load: &load };
+            // Only linears are fitted; a table has no inputs.
+            let linears: Vec<String> = fit::linears(&source.arch, &plan);
+            let tables = plan.iter().filter(|(n, _)| !linears.contains(n)).map(|(n, d)| (n.clone(), *d));
+            let tensors = weights::all(&source, &tables.collect(), &kept, progress)?;
+            fit::fit(&job, tensors, data, cx, progress)?
+        }
+    };
+    drop(model);
+    if let Some(calibrated) = &calibrated {
+        for (module, grid) in &calibrated.grids {
             let [scale, zero] = INPUT_GRID.map(|end| format!("{module}.{end}"));
             tensors.insert(scale, Tensor::from_f32(vec![1], &[grid.scale()])?);
             // compressed-tensors counts codes from -128.
             tensors.insert(zero, Tensor::from_i8(vec![1], &[(grid.zero() ^ 0x80).cast_signed()])?);
         }
     }
-    Ok(Quantized { source, tensors, plan, splits, account, calibrated })
+    let report = calibrated.map(|c| c.report);
+    Ok(Quantized { source, tensors, plan, splits, account, record, report })
 }
 
 /// A manifest that says how to run quantized tensors, without digests and probes.
@@ -272,6 +300,7 @@ fn unproven(
         calibration: None,
         digest: String::new(),
         files: BTreeMap::new(),
+        fitted: None,
         format_version: manifest::FORMAT_VERSION,
         gates: Vec::new(),
         ignored_tensors: ignored,
@@ -314,8 +343,10 @@ pub(crate) struct Artefact<'a> {
     pub provenance: BTreeMap<String, FileRecord>,
     /// What has to agree before it appears.
     pub gate: Option<&'a Gate<'a>>,
-    /// The data behind static inputs.
+    /// The data behind static inputs and fitted weights.
     pub calibration: Option<CalibrationRecord>,
+    /// How weights were fitted to them.
+    pub fitted: Option<FitRecord>,
     /// The directory to create.
     pub out: &'a Path,
 }
@@ -330,8 +361,19 @@ pub(crate) struct Written {
 
 /// Writes an artefact beside its place, proves it and moves it there.
 pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progress) -> Result<Written> {
-    let Artefact { source, tensors, plan, splits, ignored, recipe, provenance, gate, calibration, out } =
-        artefact;
+    let Artefact {
+        source,
+        tensors,
+        plan,
+        splits,
+        ignored,
+        recipe,
+        provenance,
+        gate,
+        calibration,
+        fitted,
+        out,
+    } = artefact;
     let file = safetensors::write(&tensors)?;
     let config = artefact_config(&source.config, &source.arch, plan, &splits);
     let mut config_bytes =
@@ -342,6 +384,7 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
     let sequences = probe::inputs(&source.arch);
     let mut manifest = Manifest {
         calibration,
+        fitted,
         source: provenance,
         tensors: tensors.iter().map(|(n, t)| (n.clone(), digest::of_tensor(t))).collect(),
         ..unproven(plan.clone(), splits, ignored.clone(), recipe)
@@ -392,14 +435,14 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
 /// cannot tie quantized weights.
 fn untied(mut source: Source, plan: &Plan, used: &mut BTreeSet<String>) -> Result<Source> {
     let modules = layout::modules(&source.arch);
-    let int8 = |m: &&layout::Module| plan.get(&m.name).is_some_and(|d| d.weight == Weight::Int8Channel);
+    let coded = |m: &&layout::Module| plan.get(&m.name).is_some_and(|d| d.weight != Weight::Float);
     let word = modules.iter().find(|m| matches!(m.role, Role::Table { site: Site::WordTable, .. }));
     let projection = modules.iter().find_map(|m| match &m.role {
         Role::Vocabulary { bias, .. } => Some((m, bias)),
         _ => None,
     });
     let (Some(word), Some((projection, bias))) = (word, projection) else { return Ok(source) };
-    if ![word, projection].iter().any(int8) {
+    if ![word, projection].iter().any(coded) {
         return Ok(source);
     }
     let mut copy = |from: String, to: String| {
@@ -417,38 +460,10 @@ fn untied(mut source: Source, plan: &Plan, used: &mut BTreeSet<String>) -> Resul
     Ok(source)
 }
 
-/// The tensors of the artefact: codes and scales where the plan says int8, the source's bytes elsewhere.
-fn quantize_tensors(
-    source: &Source,
-    plan: &Plan,
-    used: &BTreeSet<String>,
-    progress: &dyn Progress,
-) -> Result<BTreeMap<String, Tensor>> {
-    progress.stage("quantizing", plan.len() as u64);
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in source.tensors.iter().filter(|(n, _)| used.contains(*n)) {
-        let decision = name.strip_suffix(".weight").and_then(|module| plan.get(module));
-        match (decision.map(|d| d.weight), tensor.shape()) {
-            (Some(Weight::Int8Channel), &[rows, cols]) => {
-                let values = tensor.to_f32().map_err(|e| e.at(name))?;
-                if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-                    return Err(Error::corrupt("value is not finite")
-                        .at(name)
-                        .found(format!("{} at element {i}", values[i])));
-                }
-                let (codes, scale) = weights::quantize(&values, rows, cols);
-                tensors.insert(format!("{name}{SCALE}"), Tensor::from_f32(vec![rows, 1], &scale)?);
-                tensors.insert(name.clone(), Tensor::from_i8(vec![rows, cols], &codes)?);
-            }
-            _ => {
-                tensors.insert(name.clone(), tensor.clone());
-            }
-        }
-        if decision.is_some() {
-            progress.step();
-        }
-    }
-    Ok(tensors)
+/// Whether the input of `module` can have extra columns: those of a 4-bit weight would need groups of their own, and
+/// its rounding outweighs theirs (bench/record/2026-11-25_w4.md).
+fn may_split(plan: &Plan, module: &str) -> bool {
+    !plan.get(module).is_some_and(|d| matches!(d.weight, Weight::Int4(_)))
 }
 
 /// Extra columns for the outlier channels of every module whose input is quantized.
@@ -457,7 +472,7 @@ pub(crate) fn splits(model: &Model, plan: &Plan) -> BTreeMap<String, Vec<u32>> {
         .into_iter()
         .filter_map(|module| match (plan.get(&module.name), &module.role) {
             // The sites of one module share its input.
-            (Some(d), Role::Linear(role)) if d.input != Input::Float => {
+            (Some(d), Role::Linear(role)) if d.input != Input::Float && may_split(plan, &module.name) => {
                 Some((module.name, outliers::split(model, role.sites.first()?.0)))
             }
             _ => None,

@@ -4,7 +4,12 @@
 //! name = "careful"
 //! base = "dynamic"            # a preset; what is not said here is as there, without a base it is float
 //!
+//! rounding = "gptq"           # or "nearest": weights are fitted to calibration data
+//! bias_correction = true      # so are biases
+//!
 //! [linears]                   # linears of the encoder
+//! weight = "int4"             # or "int8", "float"
+//! group = 64                  # or 32, 128: inputs that share a scale
 //! input = "dynamic-symmetric"
 //!
 //! [words]                     # the word table, and the vocabulary projection of masked-LM models
@@ -25,16 +30,18 @@ pub(crate) use file::impossible;
 pub(crate) use write::uniform;
 
 use qberta_model::{Error, Result};
-use qberta_store::manifest::{Input, RecipeRecord, Weight};
+use qberta_store::manifest::{FitRecord, Input, RecipeRecord, Rounding, Weight};
 use qberta_store::whole;
 use regex::Regex;
 use std::path::Path;
 
 /// Every preset: its name and its file.
-pub const PRESETS: [(&str, &str); 3] = [
+pub const PRESETS: [(&str, &str); 5] = [
     ("dynamic", include_str!("recipes/dynamic.toml")),
     ("static", include_str!("recipes/static.toml")),
+    ("w4a8", include_str!("recipes/w4a8.toml")),
     ("weight-only", include_str!("recipes/weight-only.toml")),
+    ("weight-only-4bit", include_str!("recipes/weight-only-4bit.toml")),
 ];
 
 /// A recipe as asked.
@@ -50,6 +57,10 @@ pub struct Recipe {
     pub linear_input: Input,
     /// Weights of the word table and the vocabulary projection.
     pub word_weight: Weight,
+    /// How weights become codes.
+    pub rounding: Rounding,
+    /// Whether biases make up for the mean error of the outputs on calibration data.
+    pub bias_correction: bool,
     /// Exceptions, in order.
     pub rules: Vec<Rule>,
     /// Modules to keep in float, whatever the rules say.
@@ -124,6 +135,12 @@ impl Recipe {
         let parse = |p: &String| Pattern::parse(p).map_err(|e| e.at("--skip"));
         self.skip = skip.iter().map(parse).collect::<Result<_>>()?;
         Ok(self)
+    }
+
+    /// What of the recipe takes calibration data to fit weights, if anything.
+    pub fn fit(&self) -> Option<FitRecord> {
+        let (bias_correction, rounding) = (self.bias_correction, self.rounding);
+        (bias_correction || rounding != Rounding::Nearest).then_some(FitRecord { bias_correction, rounding })
     }
 
     /// The form kept in an artefact.

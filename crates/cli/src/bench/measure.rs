@@ -158,10 +158,10 @@ pub fn work(model: &Model, shape: &Shape) -> Work {
         let cells = (out * inp) as f64;
         let ops = 2.0 * rows * cells;
         match linear {
-            Linear::Int8 { .. } => work.int8_ops += ops,
+            Linear::Int8 { .. } | Linear::Int4 { .. } => work.int8_ops += ops,
             _ => work.f32_ops += ops,
         }
-        work.weight_bytes += if matches!(linear, Linear::F32 { .. }) { 4.0 * cells } else { cells };
+        work.weight_bytes += linear.weight_bytes() as f64;
     }
     work
 }

@@ -311,6 +311,44 @@ impl Simd for Avx2 {
         }
         dots
     }
+    // 4-bit weights do not saturate vpmaddubsw: 8 words of them add up to at most 8 * 2 * 255 * 8 in 16 bits.
+    const SHORT: usize = 8;
+    #[inline(always)]
+    fn nibbles(self, w: I) -> [I; 2] {
+        op!(self, {
+            let low = _mm256_set1_epi8(15);
+            let signed = _mm256_setr_epi8(
+                0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1, //
+                0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1,
+            );
+            let high = [_mm256_srli_epi16::<4>(w[0]), _mm256_srli_epi16::<4>(w[1])];
+            [
+                [
+                    _mm256_shuffle_epi8(signed, _mm256_and_si256(w[0], low)),
+                    _mm256_shuffle_epi8(signed, _mm256_and_si256(w[1], low)),
+                ],
+                [
+                    _mm256_shuffle_epi8(signed, _mm256_and_si256(high[0], low)),
+                    _mm256_shuffle_epi8(signed, _mm256_and_si256(high[1], low)),
+                ],
+            ]
+        })
+    }
+    #[inline(always)]
+    fn dot4_short(self, acc: I, x: I, w: I) -> I {
+        op!(
+            self,
+            [
+                _mm256_add_epi16(acc[0], _mm256_maddubs_epi16(x[0], w[0])),
+                _mm256_add_epi16(acc[1], _mm256_maddubs_epi16(x[1], w[1]))
+            ]
+        )
+    }
+    #[inline(always)]
+    fn close_short(self, acc: I) -> I {
+        let ones = op!(self, _mm256_set1_epi16(1));
+        op!(self, [_mm256_madd_epi16(acc[0], ones), _mm256_madd_epi16(acc[1], ones)])
+    }
     #[inline(always)]
     fn widen4(self, w: I) -> [F; 4] {
         [widen::<24>(self, w), widen::<16>(self, w), widen::<8>(self, w), widen::<0>(self, w)]

@@ -97,7 +97,7 @@ impl<'m> Compare<'m> {
     /// Books the parts of the error made by the linear at `at` on the float input `x`.
     fn parts(&mut self, at: Site, x: &Matrix, y: &Matrix, made: &Matrix) {
         let weights = &self.models[1].weights().linears;
-        let Some(Linear::Int8 { input, split, .. }) = weights.get(&at) else { return };
+        let Some((input, split)) = weights.get(&at).and_then(Linear::input) else { return };
         let by_weights = weights[&at].forward_float_input(self.cx, x);
         let entry = self.ledger.at(Place::Site(at));
         entry.by_weights.see(y.as_slice(), by_weights.as_slice());

@@ -111,6 +111,7 @@ pub fn rescue(
         provenance,
         gate: None,
         calibration: None,
+        fitted: None,
         out,
     };
     let Written { artefact_bytes, probes, .. } = write(artefact, cx, progress)?;

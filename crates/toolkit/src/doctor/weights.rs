@@ -4,6 +4,7 @@ use super::Row;
 use super::subject::Subject;
 use qberta_model::Result;
 use qberta_store::assemble::SCALE;
+use qberta_store::int4::{self, PACKED, PARTS};
 use qberta_store::torch::globals::QDtype;
 use qberta_store::torch::{Entry, Quantized};
 use qberta_store::{Dtype, Tensor};
@@ -269,12 +270,19 @@ pub fn dequantize_rows(codes: &Tensor, scale: &Tensor) -> Result<Tensor> {
     Tensor::from_f32(codes.shape().to_vec(), &floats)
 }
 
-/// The same tensors in float32: int8 weights with their scales multiplied out, half types widened.
+/// The same tensors in float32: int8 and 4-bit weights with their scales multiplied out, half types widened.
 ///
-/// Errors: an int8 tensor without scales.
+/// Errors: an int8 tensor without scales, a 4-bit one without its parts.
 pub fn to_float(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let mut out = BTreeMap::new();
     for (name, tensor) in tensors {
+        if let Some(weight) = name.strip_suffix(PACKED) {
+            out.insert(weight.to_owned(), int4::read(tensors, weight)?.to_float()?);
+            continue;
+        }
+        if PARTS.iter().any(|end| name.strip_suffix(end).is_some_and(|w| int4::is_there(tensors, w))) {
+            continue;
+        }
         let scaled =
             name.strip_suffix(SCALE).is_some_and(|w| tensors.get(w).is_some_and(|t| t.dtype() == Dtype::I8));
         if scaled {

@@ -2,7 +2,7 @@
 
 use super::{PRESETS, Pattern, Recipe, Rule};
 use qberta_model::{Error, Result};
-use qberta_store::manifest::{Input, Weight};
+use qberta_store::manifest::{Group, Input, Rounding, Weight};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use toml::Spanned;
@@ -13,8 +13,10 @@ struct File {
     name: Spanned<String>,
     about: Option<String>,
     base: Option<Spanned<String>>,
+    rounding: Option<Rounding>,
+    bias_correction: Option<bool>,
     linears: Option<Spanned<Linears>>,
-    words: Option<Words>,
+    words: Option<Spanned<Words>>,
     #[serde(default)]
     rules: Vec<Spanned<RuleText>>,
 }
@@ -23,13 +25,15 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Linears {
     weight: Option<WeightName>,
+    group: Option<u32>,
     input: Option<InputName>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Words {
     weight: WeightName,
+    group: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -37,6 +41,7 @@ struct Words {
 struct RuleText {
     modules: Spanned<OneOrMore>,
     weight: Option<WeightName>,
+    group: Option<u32>,
     input: Option<InputName>,
 }
 
@@ -52,6 +57,7 @@ enum OneOrMore {
 enum WeightName {
     Float,
     Int8,
+    Int4,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,17 +69,37 @@ enum InputName {
     Static,
 }
 
+/// The group of 4-bit weights that name none.
+const GROUP: Group = Group::G64;
+
 impl WeightName {
-    const ALL: [(WeightName, Weight); 2] =
-        [(WeightName::Float, Weight::Float), (WeightName::Int8, Weight::Int8Channel)];
-
-    fn weight(self) -> Weight {
-        WeightName::ALL.iter().find(|(n, _)| *n == self).map_or(Weight::Float, |(_, w)| *w)
+    /// The weight with what `group` says.
+    fn weight(self, group: Option<u32>, place: &str) -> Result<Weight> {
+        let group = match group {
+            None => None,
+            Some(n) => Some(Group::of(n as usize).ok_or_else(|| {
+                Error::input("group is not one that kernels run").at(place).expected("32, 64 or 128").found(n)
+            })?),
+        };
+        match (self, group) {
+            (WeightName::Int4, group) => Ok(Weight::Int4(group.unwrap_or(GROUP))),
+            (_, Some(_)) => Err(stray_group(place)),
+            (WeightName::Float, None) => Ok(Weight::Float),
+            (WeightName::Int8, None) => Ok(Weight::Int8Channel),
+        }
     }
 
-    fn of(weight: Weight) -> WeightName {
-        WeightName::ALL.iter().find(|(_, w)| *w == weight).map_or(WeightName::Float, |(n, _)| *n)
+    fn of(weight: Weight) -> (WeightName, Option<u32>) {
+        match weight {
+            Weight::Float => (WeightName::Float, None),
+            Weight::Int8Channel => (WeightName::Int8, None),
+            Weight::Int4(group) => (WeightName::Int4, Some(group.inputs() as u32)),
+        }
     }
+}
+
+fn stray_group(place: &str) -> Error {
+    Error::input("only 4-bit weights have groups").at(place).expected("weight = \"int4\" beside group")
 }
 
 impl InputName {
@@ -99,6 +125,10 @@ struct Canonical<'a> {
     name: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     about: &'a str,
+    #[serde(skip_serializing_if = "is_default")]
+    rounding: Rounding,
+    #[serde(skip_serializing_if = "is_default")]
+    bias_correction: bool,
     linears: CanonicalLinears,
     words: CanonicalWords,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -108,12 +138,16 @@ struct Canonical<'a> {
 #[derive(Serialize)]
 struct CanonicalLinears {
     weight: WeightName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<u32>,
     input: InputName,
 }
 
 #[derive(Serialize)]
 struct CanonicalWords {
     weight: WeightName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -122,7 +156,13 @@ struct CanonicalRule<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<WeightName>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     input: Option<InputName>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Longer files are not recipes.
@@ -159,6 +199,8 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
             linear_weight: Weight::Float,
             linear_input: Input::Float,
             word_weight: Weight::Float,
+            rounding: Rounding::Nearest,
+            bias_correction: false,
             rules: Vec::new(),
             skip: Vec::new(),
             canonical: None,
@@ -180,30 +222,38 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
     }
     recipe.name = name.clone();
     recipe.about = file.about.unwrap_or_default();
+    recipe.rounding = file.rounding.unwrap_or(recipe.rounding);
+    recipe.bias_correction = file.bias_correction.unwrap_or(recipe.bias_correction);
     if let Some(section) = &file.linears {
-        let Linears { weight, input } = *section.get_ref();
+        let Linears { weight, group, input } = *section.get_ref();
         if weight == Some(WeightName::Float) && input.is_some_and(|i| i != InputName::Float) {
             return Err(impossible(line(&section.span())));
         }
-        if let Some(weight) = weight {
-            recipe.linear_weight = weight.weight();
+        match (weight, group) {
+            (Some(weight), group) => recipe.linear_weight = weight.weight(group, &line(&section.span()))?,
+            (None, Some(_)) => return Err(stray_group(&line(&section.span()))),
+            (None, None) => {}
         }
         if let Some(input) = input {
             recipe.linear_input = input.input();
         }
     }
-    if let Some(Words { weight }) = &file.words {
-        recipe.word_weight = weight.weight();
+    if let Some(section) = &file.words {
+        let Words { weight, group } = *section.get_ref();
+        recipe.word_weight = weight.weight(group, &line(&section.span()))?;
     }
     for rule in &file.rules {
         let place = line(&rule.get_ref().modules.span());
-        let RuleText { modules, weight, input } = rule.get_ref();
+        let RuleText { modules, weight, group, input } = rule.get_ref();
         let texts: &[String] = match modules.get_ref() {
             OneOrMore::One(text) => std::slice::from_ref(text),
             OneOrMore::More(texts) => texts,
         };
         if texts.is_empty() {
             return Err(Error::input("rule has no pattern").at(place));
+        }
+        if weight.is_none() && group.is_some() {
+            return Err(stray_group(&place));
         }
         if weight.is_none() && input.is_none() {
             return Err(Error::input("rule decides nothing")
@@ -216,7 +266,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
         let parsed = |text: &String| Pattern::parse(text).map_err(|e| e.at(&place));
         recipe.rules.push(Rule {
             modules: texts.iter().map(parsed).collect::<Result<_>>()?,
-            weight: weight.map(WeightName::weight),
+            weight: weight.map(|w| w.weight(*group, &place)).transpose()?,
             input: input.map(InputName::input),
             place: place.clone(),
         });
@@ -229,7 +279,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
 pub(crate) fn impossible(place: impl std::fmt::Display) -> Error {
     Error::input("a float weight takes a float input")
         .at(place)
-        .expected("input = \"float\", or weight = \"int8\"")
+        .expected("input = \"float\", or weight = \"int8\" or \"int4\"")
         .hint("an integer product needs codes on both sides")
 }
 
@@ -237,17 +287,19 @@ pub(crate) fn impossible(place: impl std::fmt::Display) -> Error {
 fn form(recipe: &Recipe) -> Canonical<'_> {
     let rules = recipe.rules.iter().map(|r| CanonicalRule {
         modules: r.modules.iter().map(Pattern::text).collect(),
-        weight: r.weight.map(WeightName::of),
+        weight: r.weight.map(|w| WeightName::of(w).0),
+        group: r.weight.and_then(|w| WeightName::of(w).1),
         input: r.input.map(InputName::of),
     });
+    let ((weight, group), (words, words_group)) =
+        (WeightName::of(recipe.linear_weight), WeightName::of(recipe.word_weight));
     Canonical {
         name: &recipe.name,
         about: &recipe.about,
-        linears: CanonicalLinears {
-            weight: WeightName::of(recipe.linear_weight),
-            input: InputName::of(recipe.linear_input),
-        },
-        words: CanonicalWords { weight: WeightName::of(recipe.word_weight) },
+        rounding: recipe.rounding,
+        bias_correction: recipe.bias_correction,
+        linears: CanonicalLinears { weight, group, input: InputName::of(recipe.linear_input) },
+        words: CanonicalWords { weight: words, group: words_group },
         rules: rules.collect(),
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::plan::{Plan, plan};
 use qberta_model::Architecture;
 use qberta_store::Source;
-use qberta_store::manifest::Decision;
+use qberta_store::manifest::{Decision, Group};
 
 fn arch(case: &str) -> Architecture {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/golden").join(case);
@@ -126,20 +126,41 @@ weight = "int8"
     assert_eq!(again.record().toml.unwrap(), canonical);
     let arch = arch("v3-sequence");
     assert_eq!(plan(&arch, &recipe).unwrap(), plan(&arch, &again).unwrap());
+
+    let text = "name = \"four\"\nbase = \"w4a8\"\nrounding = \"gptq\"\nbias_correction = true\n[words]\nweight = \"int4\"\n\
+        group = 128\n[[rules]]\nmodules = \"layer.0\"\nweight = \"int4\"\ngroup = 32\n";
+    let four = Recipe::parse(text, "my.toml").unwrap();
+    let again = Recipe::parse(&four.record().toml.unwrap(), "my.toml").unwrap();
+    assert_eq!(again.record(), four.record());
+    assert_eq!(
+        (again.linear_weight, again.word_weight),
+        (Weight::Int4(Group::G64), Weight::Int4(Group::G128))
+    );
+    assert_eq!((again.rules[0].weight, again.fit()), (Some(Weight::Int4(Group::G32)), four.fit()));
+    assert!(four.fit().is_some() && recipe.fit().is_none());
 }
 
 #[test]
 fn what_cannot_be_done_is_refused_with_its_line() {
-    let cases: [(&str, &[&str]); 17] = [
+    let cases: [(&str, &[&str]); 23] = [
         ("", &["missing field `name`"]),
         ("name = \"a b\"\n", &["line 1", "no usable name"]),
         ("name = \"dynamic\"\n[words]\nweight = \"int8\"\n", &["line 1", "name of a preset"]),
         (
             "name = \"m\"\nbase = \"magic\"\n",
-            &["line 2", "expected dynamic, static, weight-only, found magic"],
+            &["line 2", "expected dynamic, static, w4a8, weight-only, weight-only-4bit, found magic"],
         ),
         ("name = \"m\"\n\nbits = 4\n", &["line 3", "unknown field `bits`"]),
-        ("name = \"m\"\n[linears]\nweight = \"int4\"\n", &["line 3", "`int4`", "`int8`"]),
+        ("name = \"m\"\n[linears]\nweight = \"int3\"\n", &["line 3", "`int3`", "`int4`", "`int8`"]),
+        ("name = \"m\"\nrounding = \"up\"\n", &["line 2", "`up`", "`gptq`"]),
+        ("name = \"m\"\n[linears]\nweight = \"int4\"\ngroup = 48\n", &["line 2", "32, 64 or 128, found 48"]),
+        ("name = \"m\"\n[linears]\nweight = \"int8\"\ngroup = 64\n", &["line 2", "only 4-bit weights"]),
+        ("name = \"m\"\n[linears]\ngroup = 64\n", &["line 2", "only 4-bit weights"]),
+        (
+            "name = \"m\"\nbase = \"dynamic\"\n[[rules]]\nmodules = \"query_proj\"\ngroup = 64\n",
+            &["line 4", "only 4-bit weights"],
+        ),
+        ("name = \"m\"\n[words]\nweight = \"int4\"\n", &["groups of 64", "group = 32", "word_embeddings"]),
         ("name = \"m\"\n[linears]\noutput = \"float\"\n", &["line 3", "unknown field `output`"]),
         ("name = \"m\"\n[words]\ninput = \"float\"\n", &["line 3", "unknown field `input`"]),
         (
@@ -183,6 +204,9 @@ fn what_cannot_be_done_is_refused_with_its_line() {
     assert!(error.to_string().contains("no/such.toml"), "{error}");
     assert!(Recipe::open("dynamic.toml", &[]).unwrap_err().advice().unwrap().contains("without .toml"));
     assert!(
-        Recipe::new("int3", &[]).unwrap_err().to_string().contains("expected dynamic, static, weight-only")
+        Recipe::new("int3", &[])
+            .unwrap_err()
+            .to_string()
+            .contains("expected dynamic, static, w4a8, weight-only")
     );
 }

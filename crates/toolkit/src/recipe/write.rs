@@ -5,7 +5,7 @@ use super::{Pattern, Recipe, Rule};
 use crate::plan::{Plan, plan};
 use qberta_model::{Architecture, Error, Result};
 use qberta_store::layout;
-use qberta_store::manifest::Decision;
+use qberta_store::manifest::{Decision, Rounding};
 
 /// The recipe that decides everything alike; of words only the weight counts.
 pub(crate) fn uniform(name: &str, decision: Decision) -> Result<Recipe> {
@@ -15,6 +15,8 @@ pub(crate) fn uniform(name: &str, decision: Decision) -> Result<Recipe> {
         linear_weight: decision.weight,
         linear_input: decision.input,
         word_weight: decision.weight,
+        rounding: Rounding::Nearest,
+        bias_correction: false,
         rules: Vec::new(),
         skip: Vec::new(),
         canonical: None,
