@@ -223,7 +223,7 @@ mod tests {
     fn a_large_model_takes_no_time() {
         let random = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f64 / 1e6;
         let offers = |u: usize| {
-            (0..4).map(|o| {
+            (0..4).map(move |o| {
                 let i = 4 * u + o;
                 [random(3 * i), random(3 * i + 1), random(3 * i + 2)]
             })
