@@ -5,7 +5,7 @@ Runs `qberta plan --json` with each way to measure sensitivity and compares: tim
 those found on many more rows, and what becomes of the selections: at every point of the curve the model is quantized by
 the recipe and its divergence from the float model measured with `qberta evaluate`. Prints Markdown; standard library only.
 
-    python3 bench/plan.py target/release/qberta MODEL DATA.jsonl --choices dynamic --limit 2000
+    python3 bench/plan.py target/release/qberta MODEL DATA.jsonl --among dynamic --limit 2000
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main():
     parser.add_argument("qberta", type=pathlib.Path)
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("--choices", default="dynamic")
+    parser.add_argument("--among", default="dynamic")
     parser.add_argument("--calibration")
     parser.add_argument("--probe", default="64", help="rows of the ways that are compared")
     parser.add_argument("--reference", default="1000", help="rows of what they are compared with")
@@ -81,7 +81,7 @@ def main():
     ways += [(how, args.reference) for how in ("alone", "exhaustive")]
     found = {
         (how, rows): run(
-            args.qberta, "plan", args.model, "--data", args.data, "--sensitivity", how, "--choices", args.choices, *data,
+            args.qberta, "plan", args.model, "--data", args.data, "--sensitivity", how, "--among", args.among, *data,
             "--measure", rows, "--probe", rows, "--points", args.points, "--objective", "size", "--json",
         )
         for how, rows in ways
@@ -89,7 +89,7 @@ def main():
     seconds = {way: told.get("spent_seconds", {}).get("sensitivity", whole) for way, (told, whole) in found.items()}
     found = {way: told for way, (told, _) in found.items()}
     first = found[ways[0]]
-    print(f"{len(first['units'])} units, choices {args.choices}, {first['threads']} threads, {first['isa']}\n")
+    print(f"{len(first['units'])} units, choices {args.among}, {first['threads']} threads, {first['isa']}\n")
     keys = sorted(damages(first))
     scores = {way: [damages(found[way])[k] for k in keys] for way in ways}
     print("| sensitivity | rows | s | halves of its rows | with alone | with exhaustive |\n|---|---|---|---|---|---|")

@@ -82,7 +82,7 @@ pub struct PlanArgs {
     observer: String,
     /// Choices of a module: float, dynamic, static, weight-only [default: float, dynamic, static with --calibration]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    choices: Vec<String>,
+    among: Vec<String>,
     /// How sensitivity is measured: fast (a layer a module), alone (every module quantized alone), exhaustive
     /// (also every module left out alone)
     #[arg(long, value_name = "HOW", default_value = "fast", value_parser = sensitivity)]
@@ -97,7 +97,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "NAME")]
     metric: Option<String>,
     /// Time calls of one sequence of N tokens [default: rows of the data, nine lengths over their distribution]
-    #[arg(long, value_name = "N", conflicts_with = "shape", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "shape", value_parser = clap::value_parser!(u32).range(1..=8192))]
     tokens: Option<u32>,
     /// Time calls of this shape: BATCHxTOKENS, or ragged:BATCHxFROM..TO
     #[arg(long, value_name = "SHAPE")]
@@ -156,7 +156,7 @@ pub fn run(args: &PlanArgs, world: &World) -> Result<Outcome> {
     check(args, &bounds)?;
     let task = task(&args.task)?;
     // What can be wrong with the request is found before anything is measured.
-    let choices = Choice::named(&args.choices, args.calibration.is_some())?;
+    let choices = Choice::named(&args.among, args.calibration.is_some())?;
     let read: Vec<&Path> =
         std::iter::once(&args.data).chain(&args.calibration).map(PathBuf::as_path).collect();
     let (recipe, html) = (pending(&args.output, "--output", &read)?, pending(&args.html, "--html", &read)?);

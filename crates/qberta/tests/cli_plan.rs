@@ -136,9 +136,9 @@ fn what_cannot_be_planned_gets_a_sentence_and_leaves_no_file() {
     refused(&["-o", o, "--max-size", "1kB"], &["--max-size", "no choice changes"]);
     refused(&["-o", o, "--max-drop", "50", "--max-latency", "0.0001%"], &["--max-latency"]);
     refused(&["--max-latency", "12"], &["ms"]);
-    refused(&["--choices", "static"], &["--calibration"]);
+    refused(&["--among", "static"], &["--calibration"]);
     refused(&["--metric", "accuracy"], &["agreement", "no labels"]);
-    refused(&["--tokens", "100000"], &["longer than the model reads"]);
+    refused(&["--tokens", "100000"], &["--tokens", "8192"]);
     refused(&["-o", path(&data), "--max-drop", "50"], &[".toml"]);
     let (_, stderr, status) = run(&["plan", path(&model), "--data", "missing.jsonl"]);
     assert!(status == 2 && stderr.contains("missing.jsonl"), "{stderr}");

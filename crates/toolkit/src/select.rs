@@ -1,7 +1,7 @@
 //! Selective precision: which modules to quantize how.
 //!
 //! Reading order: [`choices`] (what can be chosen, and the models that any selection is put together from),
-//! [`sensitivity`] (what each choice does to the outputs, by [`damage`](mod@damage)), [`cost`] (what it costs on this
+//! [`sensitivity`] (what each choice does to the outputs, by `damage`), [`cost`] (what it costs on this
 //! machine), [`knapsack`] (the best selection within bounds), [`state`] (what was measured, in a file). What a
 //! drop in a task's figures is, and whether a selection holds on data it was not chosen on, is the caller's part: this
 //! crate sees token ids only.

@@ -252,5 +252,5 @@ fn nothing(units: &[Vec<Amounts>], fixed: &Amounts, limits: &Amounts) -> Error {
                 .found(bounds::shown(axis, limits[a] + fixed[a]));
         }
     }
-    error.hint("raise a bound, or add choices with --choices")
+    error.hint("raise a bound, or add choices with --among")
 }

@@ -116,7 +116,7 @@ pub fn head(job: &Job<'_>, judge: &Judge<'_>, palette: &Palette, memo: &Memo, fo
         .collect();
     let (isa, threads) = (job.world.cx.isa.name(), job.world.cx.threads.count());
     lines.push(format!("cost: {}; {threads} threads, {isa}; throughout: {}", job.shape, times.join("; ")));
-    if job.calibration.is_none() && args.choices.is_empty() {
+    if job.calibration.is_none() && args.among.is_empty() {
         lines.push("static is not among the choices: it needs --calibration FILE".into());
     }
     lines

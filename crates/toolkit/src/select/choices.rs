@@ -6,9 +6,9 @@ use crate::quantize::{Progress, quantize_in_memory_under};
 use crate::recipe::{Recipe, uniform};
 use qberta_kernels::Context;
 use qberta_model::{Architecture, Error, Model, Result, Site, Slot, Weights};
-use qberta_store::Source;
 use qberta_store::layout::{self, Role};
 use qberta_store::manifest::{Decision, Input, Weight};
+use qberta_store::{Source, Tensor};
 use std::collections::BTreeMap;
 
 /// A way to store and run a module.
@@ -49,7 +49,7 @@ impl Choice {
     pub fn named(names: &[String], calibrated: bool) -> Result<Vec<Choice>> {
         let known = || CHOICES.iter().map(|c| c.name).collect::<Vec<_>>().join(", ");
         for name in names {
-            let at = |e: Error| e.at("--choices").found(name);
+            let at = |e: Error| e.at("--among").found(name);
             let Some(choice) = CHOICES.iter().find(|c| c.name == name) else {
                 return Err(at(Error::input("choice is not known")).expected(known()));
             };
@@ -64,9 +64,7 @@ impl Choice {
         };
         let chosen: Vec<Choice> = CHOICES.iter().filter(asked).copied().collect();
         if chosen.len() < 2 {
-            return Err(Error::input("there is nothing to choose but float")
-                .at("--choices")
-                .expected(known()));
+            return Err(Error::input("there is nothing to choose but float").at("--among").expected(known()));
         }
         Ok(chosen)
     }
@@ -140,10 +138,8 @@ impl Palette {
         for unit in &mut units {
             unit.offers.push(Offer { choice: 0, bytes: bytes(&source, unit, &used) });
         }
-        let all: u64 =
-            source.tensors.iter().filter(|(n, _)| used(n)).map(|(_, t)| t.bytes().len() as u64).sum();
+        let all: u64 = source.tensors.iter().filter(|(n, _)| used(n)).map(|(n, t)| stored(n, t)).sum();
         let fixed_bytes = all.saturating_sub(units.iter().map(|u| u.offers[0].bytes).sum());
-        let mut header = 0;
         let mut models = vec![loaded.model];
         let mut plans =
             vec![units.iter().flat_map(|u| &u.modules).map(|m| (m.clone(), Decision::FLOAT)).collect()];
@@ -154,11 +150,10 @@ impl Palette {
             for unit in units.iter_mut().filter(|u| choice.words || u.stage_is_encoder()) {
                 unit.offers.push(Offer { choice: index, bytes: bytes(&quantized, unit, &|_| true) });
             }
-            header = header.max(quantized.tensors.keys().map(|n| n.len() as u64 + ENTRY).sum());
             plans.push(plan(&arch, &recipe)?);
             models.push(quantized.load(cx)?.model);
         }
-        Ok(Palette { choices, units, fixed_bytes: fixed_bytes + header, models, plans })
+        Ok(Palette { choices, units, fixed_bytes, models, plans })
     }
 
     /// What the models compute.
@@ -244,7 +239,12 @@ fn bytes(source: &Source, unit: &Unit, used: &dyn Fn(&str) -> bool) -> u64 {
     let of = |name: &str| {
         unit.modules.iter().any(|m| name.strip_prefix(m.as_str()).is_some_and(|r| r.starts_with('.')))
     };
-    source.tensors.iter().filter(|(n, _)| of(n) && used(n)).map(|(_, t)| t.bytes().len() as u64).sum()
+    source.tensors.iter().filter(|(n, _)| of(n) && used(n)).map(|(n, t)| stored(n, t)).sum()
+}
+
+/// Bytes of a tensor in a file, its entry in the header included.
+fn stored(name: &str, tensor: &Tensor) -> u64 {
+    tensor.bytes().len() as u64 + name.len() as u64 + ENTRY
 }
 
 /// The modules that can be quantized, word matrices as one.

@@ -2,8 +2,8 @@
 //!
 //! Dynamic programming over lists of partial selections, of which those that another one beats in everything are
 //! dropped (Nemhauser and Ullmann 1969). Sums are the real ones, never rounded, so a bound is never broken. With one
-//! bound the answer is the best there is, as long as a list has at most [`LONGEST`] entries; with two, and in
-//! longer lists, of partial selections that cost the same to one part in [`FINE`] or [`COARSE`] only the best
+//! bound the answer is the best there is, as long as a list has at most `LONGEST` entries; with two, and in
+//! longer lists, of partial selections that cost the same to one part in `FINE` or `COARSE` only the best
 //! goes on. Encoders have tens to hundreds of units with a handful of offers: milliseconds. A Lagrangian would leave
 //! the gap of one unit, which is what a user sees on a small model.
 
