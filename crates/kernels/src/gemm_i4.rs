@@ -204,7 +204,7 @@ pub fn gemm_i4(cx: &Context, x: &QuantizedRows, w: &PackedI4, bias: Option<&[f32
 }
 
 /// `x [rows, in]` f32 times `w [out, in]` codes transposed, plus `bias [out]` -> `[rows, out]`, f32: the bits of
-/// [`crate::gemm_f32`] on the dequantized weights.
+/// [`crate::gemm_f32()`] on the dequantized weights.
 ///
 /// `acc = +0.0; for k ascending: acc = fma(x[k], f32(code[k]) * scale[group of k], acc)`, the product rounded
 /// first, then `+ bias` if there is one. Panics on unequal shapes.

@@ -4,7 +4,7 @@
 //! one word for a while before they sleep: a step then starts within a cache miss, where waking a sleeping
 //! thread takes as long as a whole step of a short input.
 //!
-//! The word, [`Pool::word`], is `step number | workers inside | open`. A step is opened by its owner, joined by
+//! The word, `Pool::word`, is `step number | workers inside | open`. A step is opened by its owner, joined by
 //! adding a worker while it is open, and closed by its owner, who then waits for the workers inside and for
 //! nobody else: a worker that comes late, or that the system does not run, finds the step closed.
 

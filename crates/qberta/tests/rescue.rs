@@ -285,7 +285,7 @@ fn the_command_exports_and_overwrites_nothing() {
         ("empty", "torch", "output file is a directory"),
         ("float", "huggingface", "not empty"),
         ("float.pt", "huggingface", "not a directory"),
-        ("nowhere/float.pt", "torch", "create a directory"),
+        ("nowhere/float.pt", "torch", "create the parent directory"),
         ("x", "onnx", "huggingface or torch"),
     ] {
         let (_, stderr, status) = export(out, to);
