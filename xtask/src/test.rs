@@ -125,7 +125,8 @@ pub fn test(extent: Extent) -> crate::Outcome {
     for (isa, available) in isas {
         let name = format!("test on {isa}");
         if available {
-            let tests = "cargo test --quiet --package qberta --no-fail-fast --test golden --test artefact --test invariance";
+            // The whole workspace, as above: with one package alone cargo would choose other features and build anew.
+            let tests = "cargo test --quiet --workspace --no-fail-fast --test golden --test artefact --test invariance";
             run.programs(&name, Program::new(tests).env("QBERTA_ISA", &isa));
         } else {
             run.skip(&name, "this machine lacks it");
@@ -163,10 +164,16 @@ fn deny(run: &mut Run) {
     );
 }
 
+/// The command-line program that the tests before have built.
+fn qberta() -> Program {
+    let name = format!("qberta{}", std::env::consts::EXE_SUFFIX);
+    Program::of(&target().join("debug").join(name).display().to_string())
+}
+
 /// Every name that `QBERTA_ISA` reads, and whether this machine has it, as the program itself says.
 fn instruction_sets() -> Result<Vec<(String, bool)>, String> {
-    let list = Program::new("cargo run --quiet --package qberta -- bench --isa list --json");
-    let output = list.command().output().map_err(|e| format!("cannot run cargo: {e}"))?;
+    let list = qberta().arg("bench").arg("--isa").arg("list").arg("--json");
+    let output = list.command().output().map_err(|e| format!("cannot run {}: {e}", list.words[0]))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let unexpected = || format!("bench --isa list: expected a JSON list of sets, found {text:?}");
     let list: Vec<serde_json::Value> = serde_json::from_str(&text).map_err(|_| unexpected())?;
@@ -197,8 +204,7 @@ fn artefacts(run: &mut Run, extent: Extent) -> crate::Outcome {
     for (model, recipe) in cases {
         let name = model.file_name().unwrap_or_default().to_string_lossy();
         let artefact = out.join(format!("{name}-{recipe}")).display().to_string();
-        let quantize =
-            Program::new("cargo run --quiet --package qberta -- quantize").arg(model.display().to_string());
+        let quantize = qberta().arg("quantize").arg(model.display().to_string());
         all &= run.program(&quantize.arg("--recipe").arg(recipe).arg("--output").arg(&artefact))?;
         let check = Program::of(&python).arg("tools/check_artefact.py").arg(&artefact);
         all &= run.program(&check.arg(model.display().to_string()))?;
