@@ -73,8 +73,10 @@ fn attention(isa: Isa, threads: usize) {
     let cx = Context::new(isa, threads).expect("an available instruction set");
     let (heads, size, table) = (12, 64, 512);
     let projected = Matrix::from_vec(table, heads * size, numbers(table * heads * size, 3));
-    let keys = RelativeKeys::pack(&projected, heads);
-    let queries = RelativeKeys::pack_queries(&projected, heads);
+    let tables = [Operands::Float, Operands::Int8].map(|operands| {
+        let keys = RelativeKeys::pack(isa, &projected, heads, operands);
+        (operands, keys, RelativeKeys::pack_queries(isa, &projected, heads, operands))
+    });
     for len in [32, 128, 384, 512] {
         // The shape of DeBERTa's buckets: linear up to 128, then ever slower.
         let bucket = |d: i64| match d.unsigned_abs() as f64 {
@@ -84,27 +86,30 @@ fn attention(isa: Isa, threads: usize) {
         let far = len as i64 - 1;
         let index: Vec<u32> = (-far..=far).map(|d| (bucket(d) + 256).clamp(0, 511) as u32).collect();
         let qkv = Matrix::from_vec(len, heads * size, numbers(len * heads * size, 4));
-        let plain = Attention {
-            heads,
-            head_size: size,
-            scale: 0.07,
-            key_positions: None,
-            query_positions: None,
-            index: &index,
-            len_max: len,
-            mix: None,
-        };
-        let both = Attention { key_positions: Some(&keys), query_positions: Some(&queries), ..plain };
         let span = [Span { start: 0, len }];
         let us = |spec: &Attention| {
             1e6 * fastest(|| drop(attend(&cx, spec, &qkv, &qkv, &qkv, &span, Queries::All)))
         };
-        println!(
-            "{:<11} {threads} thread(s)  attend {len:>4} tokens, 12 heads of 64: plain {:8.1} us, c2p + p2c {:8.1} us",
-            isa.name(),
-            us(&plain),
-            us(&both)
-        );
+        for (content, keys, queries) in &tables {
+            let plain = Attention {
+                heads,
+                head_size: size,
+                scale: 0.07,
+                content: *content,
+                key_positions: None,
+                query_positions: None,
+                index: &index,
+                len_max: len,
+                mix: None,
+            };
+            let both = Attention { key_positions: Some(keys), query_positions: Some(queries), ..plain };
+            println!(
+                "{:<11} {threads} thread(s)  attend {len:>4} tokens, 12 heads of 64, {content:?} scores: plain {:8.1} us, c2p + p2c {:8.1} us",
+                isa.name(),
+                us(&plain),
+                us(&both)
+            );
+        }
     }
 }
 

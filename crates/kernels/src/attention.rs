@@ -8,8 +8,9 @@
 //! y_i  = (sum_j e_ij v_j) * (1 / sum_i)
 //! ```
 //!
-//! Each dot product is an fma chain over the head's columns from +0.0, the last sum an fma chain over j from
-//! +0.0. With a mix, scores are mixed across heads before exp, and `e_ij * (1 / sum_i)` is mixed before the
+//! Each dot product is an fma chain over the head's columns from +0.0, or with int8 operands
+//! `f32(sum of codes) * (scale * scale)`, codes and scales of each row of a head being those of
+//! [`crate::quantize_rows`] on symmetric grids. The last sum is an fma chain over j from +0.0. With a mix, scores are mixed across heads before exp, and `e_ij * (1 / sum_i)` is mixed before the
 //! last sum, which is then not divided again. A query row is computed alone, so neither the neighbours in
 //! the batch nor the block it falls into can change it.
 
@@ -19,10 +20,12 @@ use crate::matrix::Lines;
 use crate::parallel::{for_each_tile, steps};
 use crate::{Context, Matrix};
 
+mod operands;
 mod relative;
 mod scores;
 mod task;
 
+pub use operands::Operands;
 pub use relative::RelativeKeys;
 
 /// The rows of one sequence in the ragged token matrix.
@@ -52,6 +55,8 @@ pub struct Attention<'a> {
     pub head_size: usize,
     /// Multiplies the summed scores.
     pub scale: f32,
+    /// What `q_i . k_j` multiplies; a table of positions says itself what its products do.
+    pub content: Operands,
     /// Content to position: adds `q_i . K_r[idx]`.
     pub key_positions: Option<&'a RelativeKeys>,
     /// Position to content: adds `k_j . Q_r[idx]`.

@@ -4,8 +4,10 @@
 //! straight into i32, AVX2 widens to 16 bits first. Sums may wrap on the way (a zero point of 128 adds up to
 //! 128 times the column sum, which is subtracted again); the corrected sum fits i32 by the bound on `in`.
 
+mod coded;
 mod panel;
 
+pub(crate) use coded::{CodedPanels, CodedRows};
 use panel::Order;
 pub(crate) use panel::Panel;
 

@@ -8,6 +8,7 @@ mod softmax;
 
 pub use activation::{Activation, activate, add};
 pub use layer_norm::{add_layer_norm, layer_norm};
+pub(crate) use quantize::QuantizeRow;
 pub use quantize::{
     FixedGrid, QuantizedRows, RowGrid, Split, quantize_rows, quantize_rows_fixed, quantize_rows_split,
     quantize_weight_rows,

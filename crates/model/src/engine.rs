@@ -63,6 +63,12 @@ pub trait Engine {
         self.norm(at, sum)
     }
 
+    /// [`Engine::linear`] at each of `sites` on one input. Engines may share what the input costs; the results
+    /// must not change.
+    fn linears<const N: usize>(&mut self, sites: [Site; N], x: &Self::Value) -> [Self::Value; N] {
+        sites.map(|at| self.linear(at, x))
+    }
+
     /// `f(linear(x))`. Engines may fuse it; the result must not change.
     fn linear_activate(&mut self, at: Site, f: Activation, x: &Self::Value) -> Self::Value {
         let y = self.linear(at, x);

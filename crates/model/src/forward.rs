@@ -107,9 +107,17 @@ fn block<E: Engine>(
     let picked = (rows == Rows::First).then(|| engine.pick(x, &batch.first_rows()));
     let asked = picked.as_ref().unwrap_or(x);
 
-    let q = engine.linear(at(Slot::Query), asked);
-    let k = engine.linear(at(Slot::Key), x);
-    let v = engine.linear(at(Slot::Value), x);
+    let (q, k, v) = match &picked {
+        Some(asked) => {
+            let q = engine.linear(at(Slot::Query), asked);
+            let [k, v] = engine.linears([at(Slot::Key), at(Slot::Value)], x);
+            (q, k, v)
+        }
+        None => {
+            let [q, k, v] = engine.linears([at(Slot::Query), at(Slot::Key), at(Slot::Value)], x);
+            (q, k, v)
+        }
+    };
     let context = engine.attend(layer, &q, &k, &v, batch, rows);
     let attended = engine.linear(at(Slot::AttentionOutput), &context);
     let a = engine.add_norm(at(Slot::AttentionNorm), attended, asked);

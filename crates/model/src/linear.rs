@@ -87,6 +87,24 @@ impl Linear {
         }
     }
 
+    /// [`Linear::forward`] of several linears on one input, whose codes are made once where they are the same.
+    pub fn forward_all<const N: usize>(cx: &Context, linears: [&Linear; N], x: &Matrix) -> [Matrix; N] {
+        let mut made: Option<((InputGrid, &Split), QuantizedRows)> = None;
+        linears.map(|linear| match linear {
+            Linear::Int8 { weight, bias, input, split } => {
+                let wanted = (*input, split);
+                let codes = match made.take() {
+                    Some((grid, codes)) if grid == wanted => codes,
+                    _ => input.codes(cx, x, split),
+                };
+                let y = gemm_i8(cx, &codes, weight, bias.as_deref());
+                made = Some((wanted, codes));
+                y
+            }
+            _ => linear.forward(cx, x),
+        })
+    }
+
     /// The same with activations kept in f32: what runs once at load is not worth an error of its own.
     pub fn forward_float_input(&self, cx: &Context, x: &Matrix) -> Matrix {
         match self {

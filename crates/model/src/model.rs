@@ -7,7 +7,7 @@ use crate::linear::{Linear, Norm, Table};
 use crate::native::Native;
 use crate::site::{HeadSlot, Site, Slot};
 use crate::{EmbeddingProjection, Task};
-use qberta_kernels::{Context, RelativeKeys};
+use qberta_kernels::{Context, Operands, RelativeKeys};
 use std::collections::BTreeMap;
 
 /// The two `[heads, heads]` matrices of a DeBERTa v1 layer with talking heads.
@@ -30,6 +30,15 @@ pub struct Weights {
     pub tables: BTreeMap<Site, Table>,
     /// Talking heads by layer; empty when the architecture has none.
     pub talking: Vec<TalkingHeads>,
+    /// What attention scores multiply, by layer; layers past the end multiply floats.
+    pub scores: Vec<Operands>,
+}
+
+impl Weights {
+    /// What the attention scores of `layer` multiply.
+    pub fn scores(&self, layer: usize) -> Operands {
+        self.scores.get(layer).copied().unwrap_or_default()
+    }
 }
 
 /// A runnable model. Weights are complete and shaped as the architecture says; what depends on weights
@@ -59,10 +68,10 @@ impl Model {
             let positions = (0..model.arch.layers)
                 .map(|layer| {
                     let p = project_positions(&model.arch, &mut native, layer);
-                    let heads = model.arch.heads;
+                    let (isa, heads, operands) = (cx.isa, model.arch.heads, model.weights.scores(layer));
                     Positions {
-                        key: p.key.map(|m| RelativeKeys::pack(&m, heads)),
-                        query: p.query.map(|m| RelativeKeys::pack_queries(&m, heads)),
+                        key: p.key.map(|m| RelativeKeys::pack(isa, &m, heads, operands)),
+                        query: p.query.map(|m| RelativeKeys::pack_queries(isa, &m, heads, operands)),
                     }
                 })
                 .collect();
@@ -140,6 +149,13 @@ fn check(arch: &Architecture, weights: &Weights) -> Result<()> {
     }
     for layer in 0..arch.layers {
         let at = |slot| Site::layer(layer, slot);
+        const WIDEST: usize = 1 << 16; // sums of products of codes stay inside 32 bits
+        if weights.scores(layer) == Operands::Int8 && arch.head_size > WIDEST {
+            return Err(Error::unsupported("heads are too wide for int8 scores")
+                .at(at(Slot::Scores))
+                .expected(format!("at most {WIDEST} columns"))
+                .found(arch.head_size));
+        }
         for slot in [Slot::Query, Slot::Key, Slot::Value] {
             linear(at(slot), width, arch.hidden)?;
         }

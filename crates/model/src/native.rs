@@ -3,6 +3,7 @@
 use crate::batch::Batch;
 use crate::config::Activation;
 use crate::engine::{Engine, Rows};
+use crate::linear::Linear;
 use crate::model::Model;
 use crate::relative;
 use crate::site::{Site, Slot};
@@ -44,6 +45,7 @@ impl<'m> Native<'m> {
             heads: arch.heads,
             head_size: arch.head_size,
             scale: ((arch.head_size * arch.score_terms) as f32).sqrt().recip(),
+            content: self.model.weights.scores(layer),
             key_positions: keys.positions.get(layer).and_then(|p| p.key.as_ref()),
             query_positions: queries.positions.get(layer).and_then(|p| p.query.as_ref()),
             index,
@@ -81,6 +83,10 @@ impl Engine for Native<'_> {
             }
             _ => linears[&at].forward(self.cx, x),
         }
+    }
+
+    fn linears<const N: usize>(&mut self, sites: [Site; N], x: &Matrix) -> [Matrix; N] {
+        Linear::forward_all(self.cx, sites.map(|at| &self.model.weights.linears[&at]), x)
     }
 
     fn activate(&mut self, _at: Site, f: Activation, mut x: Matrix) -> Matrix {

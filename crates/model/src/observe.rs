@@ -103,7 +103,8 @@ impl<'m, O: Observe> Observed<'m, O> {
             .entry(layer)
             .or_insert_with(|| project_positions(arch, &mut Native::new(self.model, self.cx), layer));
         for number in 0..batch.spans().len() {
-            let scores = scores(arch, tables, q, k, batch, number);
+            let operands = self.model.weights.scores(layer);
+            let scores = scores(arch, operands, tables, q, k, batch, number);
             for head in probabilities(&scores, self.model.weights.talking.get(layer)) {
                 self.observer.see(tap, &head);
             }

@@ -9,7 +9,7 @@ use crate::engine::Rows;
 use crate::forward::Positions;
 use crate::model::TalkingHeads;
 use crate::relative;
-use qberta_kernels::{Matrix, Span, softmax_row};
+use qberta_kernels::{Matrix, Operands, Span, quantize_weight_rows, softmax_row};
 use std::ops::Range;
 
 /// The scores of one head in one sequence, each `[queries, keys]` and scaled as they are summed.
@@ -44,12 +44,13 @@ pub fn query_rows(span: Span, number: usize, rows: Rows) -> Range<usize> {
     }
 }
 
-/// The scores of every head in sequence `number` of `batch`.
+/// The scores of every head in sequence `number` of `batch`, with `operands` as the layer multiplies them.
 ///
 /// `q [rows, heads * head_size]` holds `rows`, `k` one row per token; `tables` are the projected relative
 /// tables of the layer ([`crate::forward::project_positions`]).
 pub fn scores(
     arch: &Architecture,
+    operands: Operands,
     tables: &Positions<Matrix>,
     (q, rows): (&Matrix, Rows),
     k: &Matrix,
@@ -76,21 +77,43 @@ pub fn scores(
     (0..arch.heads)
         .map(|head| {
             let cells = head * arch.head_size..(head + 1) * arch.head_size;
-            let q = |i: usize| &q.row(queries.start + i)[cells.clone()];
-            let k = |j: usize| &k.row(span.start + j)[cells.clone()];
+            let part = |x: &Matrix, rows: Range<usize>| multiplied(operands, x, rows, cells.clone());
+            let whole = |table: &Matrix| part(table, 0..table.rows());
+            let q = part(q, queries.clone());
+            let k = part(k, span.start..span.start + span.len);
             Scores {
-                c2c: grid(&|i, j| dot(q(i), k(j))),
+                c2c: grid(&|i, j| dot(q.row(i), k.row(j))),
                 c2p: tables
                     .key
                     .as_ref()
-                    .map(|t| grid(&|i, j| dot(q(i), &t.row(distance(i, j))[cells.clone()]))),
+                    .map(whole)
+                    .map(|t| grid(&|i, j| dot(q.row(i), t.row(distance(i, j))))),
                 p2c: tables
                     .query
                     .as_ref()
-                    .map(|t| grid(&|i, j| dot(k(j), &t.row(distance(i, j))[cells.clone()]))),
+                    .map(whole)
+                    .map(|t| grid(&|i, j| dot(k.row(j), t.row(distance(i, j))))),
             }
         })
         .collect()
+}
+
+/// The part of `x` that one head multiplies: its values, or those that their codes stand for.
+fn multiplied(operands: Operands, x: &Matrix, rows: Range<usize>, cells: Range<usize>) -> Matrix {
+    let mut part = Matrix::zeros(rows.len(), cells.len());
+    for (to, from) in rows.enumerate() {
+        let row = &x.row(from)[cells.clone()];
+        match operands {
+            Operands::Float => part.row_mut(to).copy_from_slice(row),
+            Operands::Int8 => {
+                let (codes, scale) = quantize_weight_rows(row, 1, row.len());
+                for (y, code) in part.row_mut(to).iter_mut().zip(codes) {
+                    *y = f32::from(code) * scale[0];
+                }
+            }
+        }
+    }
+    part
 }
 
 /// The attention weights of every head, `[queries, keys]`: softmax of the summed scores, mixed across

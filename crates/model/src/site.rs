@@ -46,6 +46,8 @@ pub enum Slot {
     PositionKey,
     /// Query projection of the relative table (position to content).
     PositionQuery,
+    /// Products of queries with keys and with projected positions.
+    Scores,
     /// Projection of the attention context.
     AttentionOutput,
     /// LayerNorm after attention.
@@ -84,6 +86,7 @@ impl Slot {
             Slot::Value => "value",
             Slot::PositionKey => "position_key",
             Slot::PositionQuery => "position_query",
+            Slot::Scores => "attention_scores",
             Slot::AttentionOutput => "attention_output",
             Slot::AttentionNorm => "attention_norm",
             Slot::FfnUp => "ffn_up",

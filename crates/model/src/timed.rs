@@ -73,6 +73,7 @@ impl Stage {
             Site::RelativeTable | Site::RelativeNorm => Stage::Qkv,
             Site::Layer(_, slot) => match slot {
                 Slot::Query | Slot::Key | Slot::Value | Slot::PositionKey | Slot::PositionQuery => Stage::Qkv,
+                Slot::Scores => Stage::Attention,
                 Slot::AttentionOutput => Stage::AttentionOutput,
                 Slot::AttentionNorm | Slot::FfnNorm => Stage::AddNorm,
                 Slot::FfnUp => Stage::FfnUp,
@@ -179,6 +180,11 @@ impl<E: Engine> Engine for Timed<E> {
 
     fn add_norm(&mut self, at: Site, x: E::Value, residual: &E::Value) -> E::Value {
         self.during(Stage::of(at), |e| e.add_norm(at, x, residual))
+    }
+
+    fn linears<const N: usize>(&mut self, sites: [Site; N], x: &E::Value) -> [E::Value; N] {
+        let stage = sites.first().map_or(Stage::Qkv, |at| Stage::of(*at));
+        self.during(stage, |e| e.linears(sites, x))
     }
 
     fn linear_activate(&mut self, at: Site, f: Activation, x: &E::Value) -> E::Value {

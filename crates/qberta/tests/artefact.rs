@@ -3,10 +3,12 @@
 mod common;
 
 use common::*;
+use qberta::kernels::Operands;
 use qberta::model::Task;
 use qberta::runtime::Options;
+use qberta::store::manifest::Decision;
 use qberta::store::{Manifest, Source, manifest, safetensors};
-use qberta::{Kind, Recipe, Request, Session, quantize, verify};
+use qberta::{Kind, Recipe, Request, Row, Session, quantize, verify};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -218,6 +220,46 @@ fn skipped_modules_stay_float_and_change_the_answer() {
             .collect::<Vec<_>>()
     };
     assert_ne!(answers(&all), answers(&some), "selective quantization really changes the model");
+}
+
+#[test]
+fn int8_scores_are_a_decision_about_each_attention() {
+    let name = |layer| format!("deberta.encoder.layer.{layer}.attention.self");
+    let made = |text: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("int8");
+        let recipe = Recipe::parse(text, "my.toml").unwrap();
+        let request = Request { model: &golden("v3-sequence"), out: &out, recipe: &recipe, task: None };
+        quantize(&request, &context(), &()).unwrap();
+        verify(&out, &context()).unwrap();
+        let source = Source::open(&out, None).unwrap();
+        let model = source.load(&context()).unwrap().model;
+        let layers = model.architecture().layers;
+        let manifest = source.manifest.unwrap();
+        // The plan says what runs, and only such a plan needs the newest format.
+        let scores: Vec<bool> = (0..layers).map(|l| model.weights().scores(l) == Operands::Int8).collect();
+        let planned = |l| manifest.plan.get(&name(l)) == Some(&Decision::INT8_SCORES);
+        assert_eq!(scores, (0..layers).map(planned).collect::<Vec<_>>(), "{text}");
+        assert_eq!(manifest.format_version == 4, scores.contains(&true), "{text}");
+        let session = Session::open(&out, None, context()).unwrap();
+        let rows: Vec<Row> = expected(&golden("v3-sequence")).into_iter().map(|(row, _)| row).collect();
+        let answers = session.raw(&rows, &Options::standard()).unwrap();
+        (scores, answers.iter().flat_map(qberta::RawAnswer::values).collect::<Vec<f32>>())
+    };
+    let base = "name = \"mine\"\nbase = \"dynamic\"\n";
+    let (float, plain) = made(base);
+    assert!(!float.contains(&true) && float.len() > 1);
+    let (all, coded) = made(&format!("{base}[attention]\nscores = \"int8\"\n"));
+    assert!(!all.contains(&false));
+    let difference = largest_difference(&plain, &coded);
+    assert!(difference > 0.0 && difference < 0.05, "{difference}");
+    let rule =
+        |modules: &str, scores: &str| format!("[[rules]]\nmodules = \"{modules}\"\nscores = \"{scores}\"\n");
+    let (first, _) = made(&format!("{base}{}", rule("layer.0", "int8")));
+    assert!(first[0] && !first[1..].contains(&true));
+    let but_first = format!("{base}[attention]\nscores = \"int8\"\n{}", rule(&name(0), "float"));
+    let (rest, _) = made(&but_first);
+    assert!(!rest[0] && !rest[1..].contains(&false));
 }
 
 #[test]

@@ -27,20 +27,24 @@ fn raw_bits(session: &Session, rows: &[Row]) -> Vec<Vec<u32>> {
     session.raw(rows, &Options::standard()).unwrap().iter().map(|a| bits(&a.values())).collect()
 }
 
-/// The float checkpoint of a case and its artefact.
-fn both(case: &str, dir: &Path) -> [PathBuf; 2] {
-    let out = dir.join("int8");
-    let recipe = Recipe::new("dynamic", &[]).unwrap();
+/// The float checkpoint of a case, its artefact, and one whose attention scores are int8 too.
+fn forms(case: &str, dir: &Path) -> [PathBuf; 3] {
     let model = golden(case);
-    quantize(&Request { model: &model, out: &out, recipe: &recipe, task: None }, &context(), &()).unwrap();
-    [model, out]
+    let artefact = |name: &str, recipe: &Recipe| {
+        let out = dir.join(name);
+        quantize(&Request { model: &model, out: &out, recipe, task: None }, &context(), &()).unwrap();
+        out
+    };
+    let int8 = artefact("int8", &Recipe::new("dynamic", &[]).unwrap());
+    let scores = artefact("scores", &int8_scores());
+    [model, int8, scores]
 }
 
 #[test]
 fn batch_composition_changes_no_bit() {
     for case in CASES {
         let dir = tempfile::tempdir().unwrap();
-        for model in both(case, dir.path()) {
+        for model in forms(case, dir.path()) {
             let mut rows = rows(case);
             let session = Session::open(&model, None, context()).unwrap();
             let alone: Vec<_> =
@@ -66,7 +70,7 @@ fn threads_and_instruction_sets_change_no_bit() {
     );
     for case in CASES {
         let dir = tempfile::tempdir().unwrap();
-        for model in both(case, dir.path()) {
+        for model in forms(case, dir.path()) {
             let rows = rows(case);
             let reference = Session::open(&model, None, Context::new(Isa::Scalar, 1).unwrap()).unwrap();
             let reference = raw_bits(&reference, &rows);
@@ -88,7 +92,7 @@ fn threads_and_instruction_sets_change_no_bit() {
 fn the_first_row_alone_has_the_bits_of_all_rows() {
     for case in ["v3-sequence", "v1-sequence", "v3-conv3", "bert-sequence"] {
         let dir = tempfile::tempdir().unwrap();
-        for model in both(case, dir.path()) {
+        for model in forms(case, dir.path()) {
             let cx = context();
             let source = qberta::store::Source::open(&model, None).unwrap();
             let loaded = source.load(&cx).unwrap();

@@ -4,7 +4,7 @@ use crate::int4::{self, PARTS};
 use crate::layout::{self, LinearRole, Module, Role};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
-use qberta_kernels::{Context, FixedGrid, PackedF32, PackedI4, PackedI8, RowGrid, Split};
+use qberta_kernels::{Context, FixedGrid, Operands, PackedF32, PackedI4, PackedI8, RowGrid, Split};
 use qberta_model::{
     Architecture, Error, FloatFormat, HeadSlot, InputGrid, Linear, Model, Norm, Result, Site, Table,
     TalkingHeads, Weights,
@@ -184,7 +184,9 @@ impl<'t> Builder<'t> {
     fn module(&mut self, module: &Module, input: Int8Input) -> Result<()> {
         let name = module.name.as_str();
         let weight = format!("{name}.weight");
-        if matches!(input, Int8Input::Static(_)) && !matches!(module.role, Role::Linear(_)) {
+        if matches!(input, Int8Input::Static(_))
+            && !matches!(module.role, Role::Linear(_) | Role::Scores { .. })
+        {
             return Err(Error::corrupt("static input is recorded for a module that has none").at(name));
         }
         match &module.role {
@@ -211,6 +213,19 @@ impl<'t> Builder<'t> {
                 let bias = Some(self.floats(&format!("{name}.bias"), &[*hidden])?);
                 let weight = PackedF32::pack(&dense, *hidden, kernel * hidden);
                 self.weights.linears.insert(Site::Conv, Linear::F32 { weight, bias });
+            }
+            Role::Scores { layer } => {
+                let operands = match input {
+                    Int8Input::Float => Operands::Float,
+                    Int8Input::Dynamic(RowGrid::Symmetric, split) if split.is_empty() => Operands::Int8,
+                    _ => {
+                        return Err(Error::corrupt("attention scores cannot be computed like this")
+                            .at(name)
+                            .expected("a plan with float input, or int8 per-token symmetric dynamic"));
+                    }
+                };
+                self.weights.scores.resize(*layer, Operands::Float);
+                self.weights.scores.push(operands);
             }
             Role::Mix { layer, after_softmax, heads } => {
                 let values = self.floats(&weight, &[*heads, *heads])?;

@@ -44,6 +44,11 @@ pub enum Role {
         /// Taps.
         kernel: usize,
     },
+    /// The attention of a layer, which has no tensors of its own: how its scores are computed.
+    Scores {
+        /// Layer.
+        layer: usize,
+    },
     /// A DeBERTa v1 talking-heads matrix, `NAME.weight [heads, heads]`.
     Mix {
         /// Layer.
@@ -93,6 +98,7 @@ pub struct LinearRole {
 /// Names of one family's modules, without the backbone prefix.
 struct Names {
     layer: &'static str,
+    attention: &'static str,
     query: &'static str,
     key: &'static str,
     value: &'static str,
@@ -105,6 +111,7 @@ struct Names {
 
 const DEBERTA: Names = Names {
     layer: "encoder.layer",
+    attention: "attention.self",
     query: "attention.self.query_proj",
     key: "attention.self.key_proj",
     value: "attention.self.value_proj",
@@ -122,6 +129,7 @@ const BERT: Names = Names {
 };
 const DISTIL: Names = Names {
     layer: "transformer.layer",
+    attention: "attention",
     query: "attention.q_lin",
     key: "attention.k_lin",
     value: "attention.v_lin",
@@ -242,6 +250,7 @@ impl Lister {
                 }
             }
         }
+        self.push(name(names.attention), Role::Scores { layer });
         self.linear(name(names.attention_output), at(Slot::AttentionOutput), hidden, width, true, true);
         self.norm(name(names.attention_norm), at(Slot::AttentionNorm), hidden);
         self.linear(name(names.up), at(Slot::FfnUp), arch.intermediate, hidden, true, true);

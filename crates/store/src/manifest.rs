@@ -16,10 +16,10 @@ pub const NAME: &str = "qberta.json";
 /// Newest version of the artefact format; older ones are read too.
 ///
 /// 1: dynamic and weight-only modules. 2: static inputs and the record of their calibration, gates, recipe files.
-/// 3: 4-bit group weights, weights fitted to data.
+/// 3: 4-bit group weights, weights fitted to data. 4: attention scores from int8 codes.
 /// A manifest carries the lowest version that can say what it says ([`Manifest::seal`]), so what version 1 could
 /// say is written as version 1, byte for byte.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 // Fields are declared in alphabetical order: serde writes them in this order, and the file has sorted keys.
 
@@ -239,6 +239,10 @@ impl TryFrom<String> for Weight {
 impl Decision {
     /// Left as it is.
     pub const FLOAT: Decision = Decision { input: Input::Float, weight: Weight::Float };
+
+    /// Of an attention, which has no weight: its scores are products of int8 codes, each row of each head (query,
+    /// key, projected position) on its own grid.
+    pub const INT8_SCORES: Decision = Decision { input: Input::TokenSymmetric, weight: Weight::Float };
 }
 
 /// One recorded input and the output it must give, bit for bit, alone or in any batch.
@@ -305,6 +309,9 @@ impl Manifest {
 
     /// The lowest format version that can say what this manifest says.
     fn version(&self) -> u32 {
+        if self.plan.values().any(|d| *d == Decision::INT8_SCORES) {
+            return 4;
+        }
         if self.fitted.is_some() || self.plan.values().any(|d| matches!(d.weight, Weight::Int4(_))) {
             return 3;
         }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// An engine in which each site is run by one of several models of the same architecture. The first of them
-/// runs what has no weights.
+/// runs what is no site.
 pub(crate) struct Mixed<'m, F> {
     models: Vec<&'m Model>,
     natives: Vec<Native<'m>>,
@@ -64,7 +64,7 @@ impl<F: Fn(Site) -> usize> Engine for Mixed<'_, F> {
     ) -> Matrix {
         let tables = [Slot::PositionKey, Slot::PositionQuery]
             .map(|slot| self.models[(self.from)(Site::layer(layer, slot))]);
-        self.natives[0].attend_with(layer, (q, rows), k, v, batch, tables)
+        self.who(Site::layer(layer, Slot::Scores)).attend_with(layer, (q, rows), k, v, batch, tables)
     }
 
     fn windows(&mut self, x: &Matrix, taps: usize, batch: &Batch) -> Matrix {
@@ -181,7 +181,7 @@ impl<E: Engine<Value = Matrix>> Engine for Part<'_, E> {
     }
 }
 
-/// An engine with a clock for each linear and table.
+/// An engine with a clock for each linear, table and attention.
 pub(crate) struct Clocked<E> {
     inner: E,
     /// Time by site.
@@ -233,7 +233,7 @@ impl<E: Engine> Engine for Clocked<E> {
         batch: &Batch,
         rows: Rows,
     ) -> E::Value {
-        self.inner.attend(layer, q, k, v, batch, rows)
+        self.clock(Site::layer(layer, Slot::Scores), |e| e.attend(layer, q, k, v, batch, rows))
     }
 
     fn windows(&mut self, x: &E::Value, taps: usize, batch: &Batch) -> E::Value {

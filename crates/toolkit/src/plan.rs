@@ -1,6 +1,6 @@
 //! Recipe and model to plan: one decision for every module that could be quantized, nothing left open.
 
-use crate::recipe::{Pattern, Recipe, impossible};
+use crate::recipe::{Pattern, Recipe, Scores, impossible};
 use qberta_model::{Architecture, Error, Result, Site, Slot};
 use qberta_store::layout::{self, Module, Role};
 use qberta_store::manifest::{Decision, Group, Input, Weight};
@@ -16,10 +16,12 @@ enum Kind {
     Linear,
     /// The word table, or the vocabulary projection, which is the word table again or of its kind: the weight.
     Words,
+    /// An attention: what its scores multiply.
+    Scores,
 }
 
 /// Decides every quantizable module of `arch`: the encoder's linears, the word table, the vocabulary
-/// projection. Rules count in order, the last to set a key decides it; skipped modules are float.
+/// projection, and the attentions whose scores are to be int8. Rules count in order, the last to set a key decides it; skipped modules are float.
 ///
 /// Errors: a pattern that matches none of them, a rule that cannot be carried out, or a recipe that leaves
 /// nothing to quantize.
@@ -41,10 +43,16 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
                 format!("module names look like {example}; `qberta inspect` lists them all")
             }))
     };
+    let attention = candidates.iter().find(|(_, k)| *k == Kind::Scores).map(|(m, _)| m.name.clone());
     for rule in &recipe.rules {
         rule.modules.iter().try_for_each(|p| somewhere(p, &rule.place))?;
-        let linear = candidates.iter().any(|(m, k)| *k == Kind::Linear && rule.matches(&m.name));
-        if rule.input.is_some() && !linear {
+        let of = |kind: Kind| candidates.iter().any(|(m, k)| *k == kind && rule.matches(&m.name));
+        if rule.scores.is_some() && !of(Kind::Scores) {
+            return Err(Error::input("rule sets the scores of modules that compute none")
+                .at(&rule.place)
+                .hint(format!("attentions are called like {}", attention.unwrap_or_default())));
+        }
+        if rule.input.is_some() && !of(Kind::Linear) {
             return Err(Error::input("rule sets the input of modules that have none: a table is looked up")
                 .at(&rule.place)
                 .hint("drop input, or match a linear"));
@@ -53,6 +61,12 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
     recipe.skip.iter().try_for_each(|p| somewhere(p, "--skip"))?;
     let mut plan = Plan::new();
     for (module, kind) in candidates {
+        if kind == Kind::Scores {
+            if scores(module, recipe) == Scores::Int8 {
+                plan.insert(module.name.clone(), Decision::INT8_SCORES);
+            }
+            continue;
+        }
         let decision = decide(module, kind, recipe)?;
         divides(module, decision)?;
         plan.insert(module.name.clone(), decision);
@@ -62,6 +76,15 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
             .at(if recipe.skip.is_empty() { "--recipe" } else { "--skip" }));
     }
     Ok(plan)
+}
+
+/// What the scores of an attention multiply.
+fn scores(module: &Module, recipe: &Recipe) -> Scores {
+    if recipe.skip.iter().any(|p| p.matches(&module.name)) {
+        return Scores::Float;
+    }
+    let rules = recipe.rules.iter().rev().filter(|r| r.matches(&module.name));
+    rules.filter_map(|r| r.scores).next().unwrap_or(recipe.scores)
 }
 
 fn decide(module: &Module, kind: Kind, recipe: &Recipe) -> Result<Decision> {
@@ -133,6 +156,7 @@ fn kind(module: &Module) -> Option<Kind> {
     match &module.role {
         Role::Linear(role) if role.encoder => Some(Kind::Linear),
         Role::Table { site: Site::WordTable, .. } | Role::Vocabulary { .. } => Some(Kind::Words),
+        Role::Scores { .. } => Some(Kind::Scores),
         _ => None,
     }
 }

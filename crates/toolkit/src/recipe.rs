@@ -15,6 +15,9 @@
 //! [words]                     # the word table, and the vocabulary projection of masked-LM models
 //! weight = "int8"
 //!
+//! [attention]
+//! scores = "int8"             # or "float": products of queries with keys and projected positions
+//!
 //! [[rules]]                   # in order; of the rules that match a module, the last to set a key decides it
 //! modules = ["layer.11", "re:attention\\.output"]
 //! weight = "float"
@@ -33,6 +36,7 @@ use qberta_model::{Error, Result};
 use qberta_store::manifest::{FitRecord, Input, RecipeRecord, Rounding, Weight};
 use qberta_store::whole;
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Every preset: its name and its file.
@@ -57,6 +61,8 @@ pub struct Recipe {
     pub linear_input: Input,
     /// Weights of the word table and the vocabulary projection.
     pub word_weight: Weight,
+    /// What attention scores multiply.
+    pub scores: Scores,
     /// How weights become codes.
     pub rounding: Rounding,
     /// Whether biases make up for the mean error of the outputs on calibration data.
@@ -69,6 +75,17 @@ pub struct Recipe {
     canonical: Option<String>,
 }
 
+/// What the products of attention scores multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scores {
+    /// f32 values.
+    #[default]
+    Float,
+    /// int8 codes, each row of each head on its own grid.
+    Int8,
+}
+
 /// What a recipe file says about some modules.
 #[derive(Clone, Debug)]
 pub struct Rule {
@@ -78,6 +95,8 @@ pub struct Rule {
     pub weight: Option<Weight>,
     /// What happens to their inputs.
     pub input: Option<Input>,
+    /// What the scores of attentions multiply.
+    pub scores: Option<Scores>,
     /// Where the rule stands, for messages: a file and a line.
     pub place: String,
 }

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::Lines;
-use crate::Matrix;
+use super::Operands;
+use super::operands::{Panels, Rows, Use};
 use crate::lanes::LANES;
+use crate::{Isa, Matrix};
 
 /// `K_r` or `Q_r` of one layer: for each head the projected rows of the relative table, `[rows, head_size]`.
 ///
@@ -12,43 +13,49 @@ use crate::lanes::LANES;
 /// j for `K_r`, so descending (column t is table row `rows - 1 - t`), with i for `Q_r`, so ascending.
 #[derive(Clone)]
 pub struct RelativeKeys {
-    lines: Lines,
+    panels: Vec<Panels>, // one for each head
+    operands: Operands,
     descending: bool,
     rows: usize,
-    heads: usize,
     head_size: usize,
 }
 
 impl RelativeKeys {
     /// Packs `K_r`, `projected [table rows, heads * head_size]`. Panics unless its columns divide into `heads`.
-    pub fn pack(projected: &Matrix, heads: usize) -> RelativeKeys {
-        RelativeKeys::pack_either(projected, heads, true)
+    pub fn pack(isa: Isa, projected: &Matrix, heads: usize, operands: Operands) -> RelativeKeys {
+        RelativeKeys::pack_either(isa, projected, heads, operands, true)
     }
 
     /// Packs `Q_r`, likewise.
-    pub fn pack_queries(projected: &Matrix, heads: usize) -> RelativeKeys {
-        RelativeKeys::pack_either(projected, heads, false)
+    pub fn pack_queries(isa: Isa, projected: &Matrix, heads: usize, operands: Operands) -> RelativeKeys {
+        RelativeKeys::pack_either(isa, projected, heads, operands, false)
     }
 
-    fn pack_either(projected: &Matrix, heads: usize, descending: bool) -> RelativeKeys {
-        assert!(
-            heads > 0 && projected.cols().is_multiple_of(heads),
-            "{heads} heads in {} columns",
-            projected.cols()
-        );
-        let (rows, head_size) = (projected.rows(), projected.cols() / heads);
-        let lines = Lines::zeroed(heads * rows.div_ceil(LANES) * head_size * LANES * 4);
-        let mut packed = RelativeKeys { lines, descending, rows, heads, head_size };
-        for a in 0..rows {
-            let t = if descending { rows - 1 - a } else { a };
-            for (head, values) in projected.row(a).chunks_exact(head_size.max(1)).enumerate() {
-                let panel = head * rows.div_ceil(LANES) + t / LANES;
-                let first = panel * head_size * LANES + t % LANES;
-                let column = packed.lines.of_mut::<f32>()[first..].iter_mut().step_by(LANES);
-                column.zip(values).for_each(|(to, from)| *to = *from);
+    fn pack_either(
+        isa: Isa,
+        projected: &Matrix,
+        heads: usize,
+        operands: Operands,
+        descending: bool,
+    ) -> RelativeKeys {
+        let (rows, cols) = (projected.rows(), projected.cols());
+        assert!(heads > 0 && cols.is_multiple_of(heads), "{heads} heads in {cols} columns");
+        let head_size = cols / heads;
+        let head = |head: usize| {
+            let mut x = Matrix::zeros(rows, head_size);
+            for t in 0..rows {
+                let a = if descending { rows - 1 - t } else { t };
+                x.row_mut(t).copy_from_slice(&projected.row(a)[head * head_size..(head + 1) * head_size]);
             }
-        }
-        packed
+            let rows = Rows::new(isa, x.as_slice(), head_size, rows, head_size, operands == Operands::Int8);
+            Panels::new(&rows, operands, Use::Lasting)
+        };
+        RelativeKeys { panels: (0..heads).map(head).collect(), operands, descending, rows, head_size }
+    }
+
+    /// What the products with the table multiply.
+    pub fn operands(&self) -> Operands {
+        self.operands
     }
 
     /// Rows of the relative table.
@@ -58,7 +65,7 @@ impl RelativeKeys {
 
     /// Number of heads.
     pub fn heads(&self) -> usize {
-        self.heads
+        self.panels.len()
     }
 
     /// Columns of one head.
@@ -80,16 +87,15 @@ impl RelativeKeys {
         columns.start / LANES..columns.end.div_ceil(LANES)
     }
 
-    /// The panels of `head` numbered `panels`, `[panels, head_size]` lines.
-    pub(super) fn panels(&self, head: usize, panels: Range<usize>) -> &[[f32; LANES]] {
-        let first = head * self.rows.div_ceil(LANES);
-        &self.lines.of()[(first + panels.start) * self.head_size..(first + panels.end) * self.head_size]
+    /// The panels of `head`.
+    pub(super) fn panels(&self, head: usize) -> &Panels {
+        &self.panels[head]
     }
 }
 
 impl std::fmt::Debug for RelativeKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RelativeKeys[{} rows, {} heads of {}]", self.rows, self.heads, self.head_size)
+        write!(f, "RelativeKeys[{} rows, {} heads of {}]", self.rows, self.heads(), self.head_size)
     }
 }
 

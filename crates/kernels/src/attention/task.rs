@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use super::operands::{Panels, Rows, Use};
 use super::relative::{RelativeKeys, Walk, reach};
 use super::scores::{Combine, Exp, Mix, Products, SLACK, Scale, Terms};
-use super::{Attention, Lines, Part, STRIP, Span};
+use super::{Attention, Lines, Operands, Part, STRIP, Span};
 use crate::gemm_f32::Block;
 use crate::lanes::LANES;
 use crate::parallel::Tile;
@@ -27,7 +28,7 @@ pub(super) struct Task<'a> {
 /// What the strips of one head share.
 struct Head {
     number: usize,
-    keys: Lines,              // k transposed: panels of 16 tokens, [panels, head_size]
+    keys: Panels,             // k: panels of 16 tokens
     values: Lines,            // v: panels of 16 columns, [panels, tokens]
     positions: Vec<Computed>, // k . Q_r for each strip of keys
 }
@@ -158,9 +159,10 @@ impl Task<'_> {
         let (rows, size) = (queries.len(), self.spec.head_size);
         let first_row = self.part.out.start + (queries.start - self.part.queries.start);
         let q = &self.q.as_slice()[first_row * self.q.cols() + head.number * size..];
-        let panels: &[[f32; LANES]] = head.keys.of();
+        let coded = self.wants_codes(self.spec.key_positions);
+        let q = Rows::new(self.isa, q, self.q.cols(), rows, size, coded);
         let mut tile = Tile::over(scores, stride, rows, keys);
-        self.isa.run(Block { x: q, stride: self.q.cols(), depth: size, panels, bias: None, out: &mut tile });
+        head.keys.multiply(self.isa, &q, 0..rows, 0..keys.div_ceil(LANES), &mut tile);
         if self.spec.key_positions.is_none() && self.spec.query_positions.is_none() {
             return self.isa.run(Scale { values: scores, scale: self.spec.scale });
         }
@@ -168,7 +170,7 @@ impl Task<'_> {
         let centre = self.spec.len_max - 1; // distance 0 in the index
         if let Some(table) = self.spec.key_positions {
             let reached = reach(&self.spec.index[queries.start + centre + 1 - keys..queries.end + centre]);
-            self.multiply(table, head.number, reached, (q, self.q.cols(), rows), computed);
+            self.multiply(table, head.number, reached, &q, 0..rows, computed);
         }
         for key in (0..keys).step_by(LANES) {
             let content = self.spec.key_positions.zip(self.down);
@@ -190,37 +192,39 @@ impl Task<'_> {
         }
     }
 
-    /// Products of `x` (rows `stride` apart) with the table rows `reached` of one head.
+    /// Whether some product of rows that also meet `table` takes codes.
+    fn wants_codes(&self, table: Option<&RelativeKeys>) -> bool {
+        let coded = |operands| operands == Operands::Int8;
+        coded(self.spec.content) || table.is_some_and(|table| coded(table.operands()))
+    }
+
+    /// Products of rows `some` of `x` with the table rows `reached` of one head.
     fn multiply(
         &self,
         table: &RelativeKeys,
         head: usize,
         reached: Range<usize>,
-        (x, x_stride, rows): (&[f32], usize, usize),
+        x: &Rows,
+        some: Range<usize>,
         into: &mut Computed,
     ) {
         let numbers = table.panels_of(reached);
         let (first, cols) = ((numbers.start * LANES) as i64, numbers.len() * LANES);
         into.stride = stride(cols);
         into.origin = if table.is_descending() { table.rows() as i64 - 1 - first } else { -first };
-        into.values.reserve((rows * into.stride + SLACK) * 4);
-        let mut out = Tile::over(into.values.of_mut(), into.stride, rows, cols);
-        let panels = table.panels(head, numbers);
-        let depth = self.spec.head_size;
-        self.isa.run(Block { x, stride: x_stride, depth, panels, bias: None, out: &mut out });
+        into.values.reserve((some.len() * into.stride + SLACK) * 4);
+        let mut out = Tile::over(into.values.of_mut(), into.stride, some.len(), cols);
+        table.panels(head).multiply(self.isa, x, some, numbers, &mut out);
     }
 
     fn pack(&self, head: usize) -> Head {
         let Span { start, len } = self.part.span;
         let size = self.spec.head_size;
         let cols = head * size..(head + 1) * size;
-        let mut keys = Lines::zeroed(len.div_ceil(LANES) * size * LANES * 4);
-        for (j, row) in (start..start + len).enumerate() {
-            let panel = &mut keys.of_mut::<[f32; LANES]>()[j / LANES * size..][..size];
-            for (line, &k) in panel.iter_mut().zip(&self.k.row(row)[cols.clone()]) {
-                line[j % LANES] = k;
-            }
-        }
+        let k = &self.k.as_slice()[start * self.k.cols() + head * size..];
+        let coded = self.wants_codes(self.spec.query_positions);
+        let k = Rows::new(self.isa, k, self.k.cols(), len, size, coded);
+        let keys = Panels::new(&k, self.spec.content, Use::Passing);
         let mut values = Lines::zeroed(size.div_ceil(LANES) * len * LANES * 4);
         for (j, row) in (start..start + len).enumerate() {
             for (panel, v) in self.v.row(row)[cols.clone()].chunks(LANES).enumerate() {
@@ -232,11 +236,10 @@ impl Task<'_> {
             let (queries, centre) = (&self.part.queries, self.spec.len_max - 1);
             for first in (0..len).step_by(STRIP) {
                 let rows = STRIP.min(len - first);
-                let k = &self.k.as_slice()[(start + first) * self.k.cols() + head * size..];
                 let distances = queries.start + centre + 1 - (first + rows)..queries.end + centre - first;
                 let mut products = Computed::empty();
                 let reached = reach(&self.spec.index[distances]);
-                self.multiply(table, head, reached, (k, self.k.cols(), rows), &mut products);
+                self.multiply(table, head, reached, &k, first..first + rows, &mut products);
                 positions.push(products);
             }
         }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{assert_same, contexts, matrix, values};
-use crate::{Isa, softmax_row};
+use crate::{Isa, quantize_weight_rows, softmax_row};
 
 /// One problem: tables and q, k, v of the given sizes.
 struct Case {
@@ -14,6 +14,8 @@ struct Case {
     index: Vec<u32>,
     len_max: usize,
     mix: Option<(Vec<f32>, Vec<f32>)>,
+    /// Of the content, the key table and the query table.
+    operands: [Operands; 3],
     q: Matrix,
     k: Matrix,
     v: Matrix,
@@ -37,6 +39,7 @@ impl Case {
             index: (-far..=far).map(row).collect(),
             len_max,
             mix: None,
+            operands: [Operands::Float; 3],
             q: matrix(tokens, cols, seed + 2),
             k: matrix(tokens, cols, seed + 3),
             v: matrix(tokens, cols, seed + 4),
@@ -57,17 +60,24 @@ impl Case {
     /// Scaled scores of query i of `span` in head `h`.
     fn scores(&self, span: Span, i: usize, h: usize) -> Vec<f32> {
         let cols = h * self.size..(h + 1) * self.size;
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0f32, |acc, (&a, &b)| a.mul_add(b, acc));
+        let dot = |a: &[f32], b: &[f32], operands: Operands| match operands {
+            Operands::Float => a.iter().zip(b).fold(0.0f32, |acc, (&a, &b)| a.mul_add(b, acc)),
+            Operands::Int8 => {
+                let [a, b] = [a, b].map(|row| quantize_weight_rows(row, 1, row.len()));
+                let sum: i32 = a.0.iter().zip(&b.0).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+                (sum as f32).mul_add(a.1[0] * b.1[0], 0.0)
+            }
+        };
         let q = &self.q.row(span.start + i)[cols.clone()];
         let score = |j: usize| {
             let a = self.index[i + self.len_max - 1 - j] as usize;
             let k = &self.k.row(span.start + j)[cols.clone()];
-            let mut s = dot(q, k);
+            let mut s = dot(q, k, self.operands[0]);
             if let Some(table) = &self.keys {
-                s += dot(q, &table.row(a)[cols.clone()]);
+                s += dot(q, &table.row(a)[cols.clone()], self.operands[1]);
             }
             if let Some(table) = &self.queries {
-                s += dot(k, &table.row(a)[cols.clone()]);
+                s += dot(k, &table.row(a)[cols.clone()], self.operands[2]);
             }
             s * 0.25
         };
@@ -107,12 +117,15 @@ impl Case {
     }
 
     fn run(&self, cx: &Context, spans: &[Span], queries: Queries) -> Matrix {
-        let keys = self.keys.as_ref().map(|table| RelativeKeys::pack(table, self.heads));
-        let query_table = self.queries.as_ref().map(|table| RelativeKeys::pack_queries(table, self.heads));
+        let [content, keys, queries_] = self.operands;
+        let keys = self.keys.as_ref().map(|table| RelativeKeys::pack(cx.isa, table, self.heads, keys));
+        let query_table =
+            self.queries.as_ref().map(|t| RelativeKeys::pack_queries(cx.isa, t, self.heads, queries_));
         let spec = Attention {
             heads: self.heads,
             head_size: self.size,
             scale: 0.25,
+            content,
             key_positions: keys.as_ref(),
             query_positions: query_table.as_ref(),
             index: &self.index,
@@ -158,16 +171,22 @@ impl Case {
     }
 }
 
+/// One for each bit.
+fn operands(bits: usize) -> [Operands; 3] {
+    [1, 2, 4].map(|bit| if bits & bit != 0 { Operands::Int8 } else { Operands::Float })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn any_batch_has_the_bits_of_the_definition(
         heads in 1usize..4, size in 1usize..40, lens in proptest::collection::vec(0usize..60, 1..4),
-        terms in 0usize..4, mixes: bool, near in 1i64..50, seed in 1u64..1000,
+        terms in 0usize..4, coded in 0usize..8, mixes: bool, near in 1i64..50, seed in 1u64..1000,
     ) {
         let mut case = Case::new(heads, size, &lens, (near, 40), seed);
         case.keys = case.keys.filter(|_| terms & 1 != 0);
         case.queries = case.queries.filter(|_| terms & 2 != 0);
+        case.operands = operands(coded);
         case.mix = mixes.then(|| (values(heads * heads, seed + 7), values(heads * heads, seed + 8)));
         case.check(1);
     }
@@ -176,8 +195,13 @@ proptest! {
 #[test]
 fn the_head_sizes_and_lengths_of_real_models_have_the_bits_of_the_definition() {
     for (size, lens) in [(12, [1, 2, 16]), (20, [17, 33, 5]), (64, [31, 32, 100]), (64, [129, 8, 47])] {
-        Case::new(2, size, &lens, (16, 24), 5).check(1);
-        Case::new(2, size, &lens, (200, 256), 6).check(1);
+        for coded in [0, 7] {
+            for table in [(16, 24), (200, 256)] {
+                let mut case = Case::new(2, size, &lens, table, 5);
+                case.operands = operands(coded);
+                case.check(1);
+            }
+        }
     }
 }
 
@@ -197,13 +221,21 @@ fn an_index_that_is_not_monotone_is_only_an_index() {
 
 #[test]
 fn neighbours_order_and_nan_of_one_sequence_do_not_reach_another() {
-    let case = Case::new(2, 16, &[20, 40, 33], (8, 20), 9);
-    let spans = case.spans();
+    for coded in [0, 7] {
+        neighbours_do_not_reach(operands(coded));
+    }
+}
+
+fn neighbours_do_not_reach(operands: [Operands; 3]) {
+    let case = || Case { operands, ..Case::new(2, 16, &[20, 40, 33], (8, 20), 9) };
     let spoilt = {
-        let mut case = Case::new(2, 16, &[20, 40, 33], (8, 20), 9);
+        let mut case = case();
+        let spans = case.spans();
         case.k.row_mut(spans[1].start + 3)[5] = f32::NAN;
         case
     };
+    let case = case();
+    let spans = case.spans();
     for cx in contexts() {
         let all = case.run(&cx, &spans, Queries::All);
         let bad = spoilt.run(&cx, &spans, Queries::All);

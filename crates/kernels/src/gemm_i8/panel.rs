@@ -15,6 +15,7 @@ const HALF: usize = LANES / 2;
 pub(super) struct Order {
     groups: Vec<u16>, // [panels, 2, groups] a permutation of the groups of each half panel
     narrow: Vec<u16>, // [panels, 2] how many of them come first
+    shared: bool,     // one panel's worth serves all of them
 }
 
 impl Order {
@@ -34,7 +35,13 @@ impl Order {
                 order.append(&mut wide);
             }
         }
-        Order { groups: order, narrow }
+        Order { groups: order, narrow, shared: false }
+    }
+
+    /// Every line as if it could saturate, for panels that are not worth a look: `groups` lines, at most 65 536.
+    pub fn wide(groups: usize) -> Order {
+        let all = (0..=u16::MAX).take(groups);
+        Order { groups: all.clone().chain(all).collect(), narrow: vec![0; 2], shared: true }
     }
 }
 
@@ -61,6 +68,7 @@ impl<'a> Panel<'a> {
     #[inline(always)]
     pub(super) fn new(lines: &'a [[i32; LANES]], order: &'a Order, number: usize) -> Panel<'a> {
         let groups = lines.len();
+        let number = if order.shared { 0 } else { number };
         let narrow = if groups == 0 { &[0; 2] } else { &order.narrow[2 * number..][..2] };
         Panel { lines, groups: &order.groups[2 * number * groups..][..2 * groups], narrow }
     }

@@ -110,8 +110,8 @@ impl std::fmt::Debug for QuantizedRows {
 }
 
 /// The scale and zero point of a row with the given range, and whether its codes are all `zero`.
-struct Fit {
-    scale: f32,
+pub(crate) struct Fit {
+    pub scale: f32,
     zero: i32,
     flat: bool,
 }
@@ -147,6 +147,22 @@ impl Fit {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Split {
     columns: Vec<u32>,
+    runs: Vec<Run>,
+}
+
+/// A channel with extra columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    channel: u32,
+    copies: u32,
+}
+
+impl Run {
+    /// What a value is multiplied by to be divided among all its columns.
+    #[inline(always)]
+    fn share(self) -> f32 {
+        1.0 / (self.copies + 1) as f32
+    }
 }
 
 impl Split {
@@ -160,7 +176,9 @@ impl Split {
         if !columns.is_sorted() {
             return Err("split channels are not in ascending order".into());
         }
-        Ok(Split { columns })
+        let run = |run: &[u32]| Run { channel: run[0], copies: run.len() as u32 };
+        let runs = columns.chunk_by(|a, b| a == b).map(run).collect();
+        Ok(Split { columns, runs })
     }
 
     /// The channel of each extra column.
@@ -171,27 +189,37 @@ impl Split {
     /// `row` with every split channel divided by its number of columns: what sets the range.
     pub fn shared(&self, row: &[f32]) -> Vec<f32> {
         let mut shared = row.to_vec();
-        for run in self.columns.chunk_by(|a, b| a == b) {
-            shared[run[0] as usize] *= 1.0 / (run.len() + 1) as f32;
-        }
+        self.share(&mut shared);
         shared
+    }
+
+    /// Divides every split channel of `row` by its number of columns.
+    #[inline(always)]
+    fn share(&self, row: &mut [f32]) {
+        for run in &self.runs {
+            row[run.channel as usize] *= run.share();
+        }
     }
 
     /// Fills the extra columns of `codes`, whose first `row.len()` are done: what a channel's code could
     /// not reach goes to its first extra column, what that cannot reach to the next.
+    ///
+    /// Inlined into kernels, where rounding is one instruction and not a call.
+    #[inline(always)]
     fn spread(&self, row: &[f32], fit: &Fit, least: i32, codes: &mut [u8]) {
         let r = 1.0 / fit.scale;
-        let (done, extra) = codes.split_at_mut(row.len());
-        let mut extra = extra.iter_mut();
-        for run in self.columns.chunk_by(|a, b| a == b) {
-            let channel = run[0] as usize;
+        let (done, mut extra) = codes.split_at_mut(row.len());
+        for run in &self.runs {
+            let channel = run.channel as usize;
             let whole = (row[channel] * r).round_ties_even() as i32;
             let mut rest = whole.wrapping_sub(i32::from(done[channel]) - fit.zero);
-            for code in extra.by_ref().take(run.len()) {
+            let Some((codes, others)) = extra.split_at_mut_checked(run.copies as usize) else { return };
+            for code in codes {
                 let part = rest.wrapping_add(fit.zero).clamp(least, 255);
                 *code = part as u8;
                 rest = rest.wrapping_sub(part - fit.zero);
             }
+            extra = others;
         }
     }
 }
@@ -235,17 +263,10 @@ pub fn quantize_rows_split(cx: &Context, x: &Matrix, grid: RowGrid, split: &Spli
         let parts = bytes.chunks_exact_mut(stride).zip(scale.iter_mut().zip(&mut zero));
         let mut parts: Vec<_> = parts.collect();
         cx.threads.for_each_rows(&mut parts, 1, least_rows(cols), |first, parts| {
+            let mut shared = Vec::new();
             for (i, (codes, (scale, zero))) in parts.iter_mut().enumerate() {
                 let row = x.row(first + i);
-                let fit = if split.columns.is_empty() {
-                    cx.isa.run(QuantizeRow { range: row, row, grid, codes })
-                } else {
-                    let fit = cx.isa.run(QuantizeRow { range: &split.shared(row), row, grid, codes });
-                    if !fit.flat {
-                        split.spread(row, &fit, grid.least(), codes);
-                    }
-                    fit
-                };
+                let fit = cx.isa.run(QuantizeRow { row, grid, codes, split: Some((split, &mut shared)) });
                 (**scale, **zero) = (fit.scale, fit.zero);
             }
         });
@@ -253,18 +274,31 @@ pub fn quantize_rows_split(cx: &Context, x: &Matrix, grid: RowGrid, split: &Spli
     QuantizedRows { codes, scale, zero, cols }
 }
 
-struct QuantizeRow<'a> {
-    range: &'a [f32], // sets scale and zero point
-    row: &'a [f32],
-    grid: RowGrid,
-    codes: &'a mut [u8], // the padded row
+/// Codes of one row, filled up with codes of zero to a multiple of 16.
+pub(crate) struct QuantizeRow<'a> {
+    pub row: &'a [f32],
+    pub grid: RowGrid,
+    /// The padded row.
+    pub codes: &'a mut [u8],
+    /// Channels with extra columns, and room for a row.
+    pub split: Option<(&'a Split, &'a mut Vec<f32>)>,
 }
 
 impl Kernel for QuantizeRow<'_> {
     type Output = Fit;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Fit {
-        let (full, rest) = self.range.as_chunks::<LANES>();
+        let mut range = self.row; // sets scale and zero point
+        let mut split = None;
+        if let Some((given, shared)) = self.split
+            && !given.runs.is_empty()
+        {
+            shared.clear();
+            shared.extend_from_slice(self.row);
+            given.share(shared);
+            (range, split) = (&*shared, Some(given));
+        }
+        let (full, rest) = range.as_chunks::<LANES>();
         let (mut most, mut lo, mut hi) = (s.splat_i(0), s.splat(0.0), s.splat(0.0));
         for x in full {
             let x = s.load(x);
@@ -297,6 +331,9 @@ impl Kernel for QuantizeRow<'_> {
         if !rest.is_empty() {
             let code = s.add_i(s.round(s.mul(s.load_any(rest), r)), zero);
             s.store_bytes(s.min_i(s.max_i(code, least), most), &mut codes[full.len()]);
+        }
+        if let Some(split) = split {
+            split.spread(self.row, &fit, self.grid.least(), self.codes);
         }
         fit
     }

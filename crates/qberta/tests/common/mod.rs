@@ -1,7 +1,7 @@
 //! Shared by the integration tests: where the test data lies and how golden rows are read.
 #![allow(dead_code)] // each test file uses its part
 
-use qberta::{Context, Isa, Row, Task};
+use qberta::{Context, Isa, Recipe, Row, Task};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -69,6 +69,12 @@ fn numbers(raw: &Value) -> Vec<f32> {
 /// Kernels with one thread on the instruction set of `QBERTA_ISA`, the best one if it is unset.
 pub fn context() -> Context {
     Context::new(Isa::from_env().unwrap(), 1).unwrap()
+}
+
+/// The dynamic recipe with int8 attention scores.
+pub fn int8_scores() -> Recipe {
+    let text = "name = \"scores\"\nbase = \"dynamic\"\n[attention]\nscores = \"int8\"\n";
+    Recipe::parse(text, "scores.toml").unwrap()
 }
 
 /// The largest absolute difference of two equally long lists of finite numbers.

@@ -67,10 +67,11 @@ impl<'m> Compare<'m> {
             float: project_positions(arch, &mut Native::new(float, cx), layer),
             other: project_positions(arch, &mut Native::new(other, cx), layer),
         });
-        let a = scores(arch, &tables.float, (&q.float, rows), &k.float, batch, 0);
-        let b = scores(arch, &tables.other, (&q.other, rows), &k.other, batch, 0);
-        // The other model's tables with the float run's queries and keys: what the tables alone change.
-        let made = scores(arch, &tables.other, (&q.float, rows), &k.float, batch, 0);
+        let operands = self.models.map(|m| m.weights().scores(layer));
+        let a = scores(arch, operands[0], &tables.float, (&q.float, rows), &k.float, batch, 0);
+        let b = scores(arch, operands[1], &tables.other, (&q.other, rows), &k.other, batch, 0);
+        // The other model's tables and codes with the float run's queries and keys: what they alone change.
+        let made = scores(arch, operands[1], &tables.other, (&q.float, rows), &k.float, batch, 0);
         type Take = fn(&Scores) -> Option<&Matrix>;
         let terms: [(Term, Take); 3] = [
             (Term::ContentToContent, |s| Some(&s.c2c)),

@@ -1,6 +1,6 @@
 //! The TOML form of recipes.
 
-use super::{PRESETS, Pattern, Recipe, Rule};
+use super::{PRESETS, Pattern, Recipe, Rule, Scores};
 use qberta_model::{Error, Result};
 use qberta_store::manifest::{Group, Input, Rounding, Weight};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ struct File {
     bias_correction: Option<bool>,
     linears: Option<Spanned<Linears>>,
     words: Option<Spanned<Words>>,
+    attention: Option<Attention>,
     #[serde(default)]
     rules: Vec<Spanned<RuleText>>,
 }
@@ -36,6 +37,12 @@ struct Words {
     group: Option<u32>,
 }
 
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Attention {
+    scores: Scores,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuleText {
@@ -43,6 +50,7 @@ struct RuleText {
     weight: Option<WeightName>,
     group: Option<u32>,
     input: Option<InputName>,
+    scores: Option<Scores>,
 }
 
 #[derive(Deserialize)]
@@ -131,6 +139,8 @@ struct Canonical<'a> {
     bias_correction: bool,
     linears: CanonicalLinears,
     words: CanonicalWords,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attention: Option<Attention>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rules: Vec<CanonicalRule<'a>>,
 }
@@ -159,6 +169,8 @@ struct CanonicalRule<'a> {
     group: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     input: Option<InputName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scores: Option<Scores>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -199,6 +211,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
             linear_weight: Weight::Float,
             linear_input: Input::Float,
             word_weight: Weight::Float,
+            scores: Scores::Float,
             rounding: Rounding::Nearest,
             bias_correction: false,
             rules: Vec::new(),
@@ -242,9 +255,12 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
         let Words { weight, group } = *section.get_ref();
         recipe.word_weight = weight.weight(group, &line(&section.span()))?;
     }
+    if let Some(Attention { scores }) = file.attention {
+        recipe.scores = scores;
+    }
     for rule in &file.rules {
         let place = line(&rule.get_ref().modules.span());
-        let RuleText { modules, weight, group, input } = rule.get_ref();
+        let RuleText { modules, weight, group, input, scores } = rule.get_ref();
         let texts: &[String] = match modules.get_ref() {
             OneOrMore::One(text) => std::slice::from_ref(text),
             OneOrMore::More(texts) => texts,
@@ -255,10 +271,10 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
         if weight.is_none() && group.is_some() {
             return Err(stray_group(&place));
         }
-        if weight.is_none() && input.is_none() {
+        if weight.is_none() && input.is_none() && scores.is_none() {
             return Err(Error::input("rule decides nothing")
                 .at(place)
-                .expected("weight = \"..\" or input = \"..\""));
+                .expected("weight = \"..\", input = \"..\" or scores = \"..\""));
         }
         if *weight == Some(WeightName::Float) && input.is_some_and(|i| i != InputName::Float) {
             return Err(impossible(place));
@@ -268,6 +284,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
             modules: texts.iter().map(parsed).collect::<Result<_>>()?,
             weight: weight.map(|w| w.weight(*group, &place)).transpose()?,
             input: input.map(InputName::input),
+            scores: *scores,
             place: place.clone(),
         });
     }
@@ -290,6 +307,7 @@ fn form(recipe: &Recipe) -> Canonical<'_> {
         weight: r.weight.map(|w| WeightName::of(w).0),
         group: r.weight.and_then(|w| WeightName::of(w).1),
         input: r.input.map(InputName::of),
+        scores: r.scores,
     });
     let ((weight, group), (words, words_group)) =
         (WeightName::of(recipe.linear_weight), WeightName::of(recipe.word_weight));
@@ -300,6 +318,7 @@ fn form(recipe: &Recipe) -> Canonical<'_> {
         bias_correction: recipe.bias_correction,
         linears: CanonicalLinears { weight, group, input: InputName::of(recipe.linear_input) },
         words: CanonicalWords { weight: words, group: words_group },
+        attention: (recipe.scores != Scores::Float).then_some(Attention { scores: recipe.scores }),
         rules: rules.collect(),
     }
 }

@@ -138,11 +138,40 @@ weight = "int8"
     );
     assert_eq!((again.rules[0].weight, again.fit()), (Some(Weight::Int4(Group::G32)), four.fit()));
     assert!(four.fit().is_some() && recipe.fit().is_none());
+
+    let text = "name = \"scores\"\nbase = \"dynamic\"\n[attention]\nscores = \"int8\"\n[[rules]]\n\
+        modules = \"layer.0\"\nscores = \"float\"\n";
+    let scores = Recipe::parse(text, "my.toml").unwrap();
+    let again = Recipe::parse(&scores.record().toml.unwrap(), "my.toml").unwrap();
+    assert_eq!(again.record(), scores.record());
+    assert_eq!((again.scores, again.rules[0].scores), (Scores::Int8, Some(Scores::Float)));
+    // A recipe that does not speak of scores is written as it always was.
+    assert!(
+        !Recipe::parse("name = \"m\"\nbase = \"dynamic\"\n", "m")
+            .unwrap()
+            .record()
+            .toml
+            .unwrap()
+            .contains("attention")
+    );
+}
+
+#[test]
+fn what_a_plan_decided_about_scores_has_a_text() {
+    let arch = arch("v3-sequence");
+    let mut wanted = plan(&arch, &Recipe::new("dynamic", &[]).unwrap()).unwrap();
+    let attention = |layer| format!("deberta.encoder.layer.{layer}.attention.self");
+    for layer in 0..arch.layers {
+        wanted.insert(attention(layer), Decision::INT8_SCORES);
+        let text = Recipe::text_of("plan", "", &arch, &wanted).unwrap();
+        assert_eq!(plan(&arch, &Recipe::parse(&text, "plan").unwrap()).unwrap(), wanted, "{text}");
+        assert_eq!(text.contains("[attention]"), layer + 1 == arch.layers, "{text}");
+    }
 }
 
 #[test]
 fn what_cannot_be_done_is_refused_with_its_line() {
-    let cases: [(&str, &[&str]); 23] = [
+    let cases: [(&str, &[&str]); 25] = [
         ("", &["missing field `name`"]),
         ("name = \"a b\"\n", &["line 1", "no usable name"]),
         ("name = \"dynamic\"\n[words]\nweight = \"int8\"\n", &["line 1", "name of a preset"]),
@@ -191,6 +220,14 @@ fn what_cannot_be_done_is_refused_with_its_line() {
         (
             "name = \"m\"\n[words]\nweight = \"int8\"\n[[rules]]\nmodules = \"query_proj\"\ninput = \"dynamic-symmetric\"\n",
             &["line 5", "query_proj", "float input"],
+        ),
+        (
+            "name = \"m\"\nbase = \"dynamic\"\n[[rules]]\nmodules = \"word_embeddings\"\nscores = \"int8\"\n",
+            &["line 4", "compute none"],
+        ),
+        (
+            "name = \"m\"\nbase = \"dynamic\"\n[attention]\nscores = \"int4\"\n",
+            &["line 4", "`int4`", "`int8`"],
         ),
         ("name = \"m\"\n", &["nothing left to quantize"]),
     ];

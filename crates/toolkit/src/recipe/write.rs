@@ -1,10 +1,10 @@
 //! Recipes from decisions: what a plan chose, as a file that anyone can read and run.
 
 use super::file::{canonical, readable};
-use super::{Pattern, Recipe, Rule};
+use super::{Pattern, Recipe, Rule, Scores};
 use crate::plan::{Plan, plan};
 use qberta_model::{Architecture, Error, Result};
-use qberta_store::layout;
+use qberta_store::layout::{self, Role};
 use qberta_store::manifest::{Decision, Rounding};
 
 /// The recipe that decides everything alike; of words only the weight counts.
@@ -15,6 +15,7 @@ pub(crate) fn uniform(name: &str, decision: Decision) -> Result<Recipe> {
         linear_weight: decision.weight,
         linear_input: decision.input,
         word_weight: decision.weight,
+        scores: Scores::Float,
         rounding: Rounding::Nearest,
         bias_correction: false,
         rules: Vec::new(),
@@ -34,7 +35,11 @@ impl Recipe {
         let words: Vec<String> =
             layout::modules(arch).into_iter().filter(|m| m.is_word_matrix()).map(|m| m.name).collect();
         let is_word = |module: &String| words.contains(module);
-        let linears: Vec<_> = wanted.iter().filter(|(m, _)| !is_word(m)).collect();
+        let coded: Vec<_> =
+            wanted.iter().filter(|(_, d)| **d == Decision::INT8_SCORES).map(|(m, _)| m).collect();
+        let attentions =
+            layout::modules(arch).iter().filter(|m| matches!(m.role, Role::Scores { .. })).count();
+        let linears: Vec<_> = wanted.iter().filter(|(m, _)| !is_word(m) && !coded.contains(m)).collect();
         let usual = most(linears.iter().map(|(_, d)| **d)).unwrap_or(Decision::FLOAT);
         let word = most(wanted.iter().filter(|(m, _)| is_word(m)).map(|(_, d)| *d));
         let mut recipe = uniform(name, usual)?;
@@ -46,6 +51,13 @@ impl Recipe {
         let word_decisions = wanted.iter().filter(|(m, _)| is_word(m)).map(|(m, d)| (m, *d));
         for (decision, modules) in others(word_decisions, word.unwrap_or(usual)) {
             recipe.rules.push(rule(&modules, decision, false)?);
+        }
+        if !coded.is_empty() && coded.len() == attentions {
+            recipe.scores = Scores::Int8;
+        } else if !coded.is_empty() {
+            let mut rule = rule(&coded, Decision::FLOAT, false)?;
+            (rule.weight, rule.scores) = (None, Some(Scores::Int8));
+            recipe.rules.push(rule);
         }
         let text = readable(&recipe)?;
         match plan(arch, &Recipe::parse(&text, name)?)? == *wanted {
@@ -86,5 +98,5 @@ fn others<'a>(
 fn rule(modules: &[&String], decision: Decision, linear: bool) -> Result<Rule> {
     let modules = modules.iter().map(|m| Pattern::parse(m)).collect::<Result<_>>()?;
     let input = linear.then_some(decision.input);
-    Ok(Rule { modules, weight: Some(decision.weight), input, place: "plan".to_owned() })
+    Ok(Rule { modules, weight: Some(decision.weight), input, scores: None, place: "plan".to_owned() })
 }

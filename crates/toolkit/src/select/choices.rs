@@ -218,6 +218,7 @@ impl Palette {
             norms: first.norms.clone(),
             tables: first.tables.keys().map(|s| (*s, of(s).tables[s].clone())).collect(),
             talking: first.talking.clone(),
+            scores: first.scores.clone(),
         };
         Model::new(self.architecture().clone(), weights, cx)
     }

@@ -76,10 +76,7 @@ pub fn quantize_rows_fixed(cx: &Context, x: &Matrix, grid: FixedGrid, split: &Sp
         cx.threads.for_each_rows(&mut parts, 1, least_rows(cols), |first, parts| {
             for (i, (codes, scale)) in parts.iter_mut().enumerate() {
                 let row = x.row(first + i);
-                if cx.isa.run(QuantizeFixed { row, grid, codes }) {
-                    let fit = Fit { scale: grid.scale, zero: i32::from(grid.zero), flat: false };
-                    split.spread(row, &fit, 0, codes);
-                } else {
+                if !cx.isa.run(QuantizeFixed { row, grid, codes, split }) {
                     **scale = f32::NAN;
                     codes.fill(grid.zero);
                 }
@@ -101,6 +98,7 @@ struct QuantizeFixed<'a> {
     row: &'a [f32],
     grid: FixedGrid,
     codes: &'a mut [u8], // the padded row
+    split: &'a Split,
 }
 
 impl Kernel for QuantizeFixed<'_> {
@@ -122,7 +120,12 @@ impl Kernel for QuantizeFixed<'_> {
             let code = s.add_i(s.round(steps), zero);
             s.store_bytes(s.min_i(s.max_i(code, none), all), codes);
         }
-        f32::from_bits(s.largest_i(most) as u32).is_finite()
+        let finite = f32::from_bits(s.largest_i(most) as u32).is_finite();
+        if finite {
+            let fit = Fit { scale: self.grid.scale, zero: i32::from(self.grid.zero), flat: false };
+            self.split.spread(self.row, &fit, 0, self.codes);
+        }
+        finite
     }
 }
 

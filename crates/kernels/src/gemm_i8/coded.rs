@@ -1,0 +1,135 @@
+//! Products of activations with activations, both as int8 codes with a scale per row: what attention scores are.
+//!
+//! The same sums and the same last step as [`super::gemm_i8`], without a bias.
+
+use std::ops::Range;
+
+use super::{Columns, GROUP, I8, Order, compute, word_of};
+use crate::Isa;
+use crate::lanes::{Kernel, LANES, Simd};
+use crate::matrix::Lines;
+use crate::parallel::Tile;
+use crate::rows::{QuantizeRow, RowGrid};
+
+/// The code that means 0 in a row.
+const ZERO: i32 = 128;
+
+/// Rows at most in one product.
+pub(crate) const ROWS: usize = 32;
+
+/// Rows of `size` values as u8 codes on symmetric grids: the first operand.
+pub(crate) struct CodedRows {
+    codes: Lines, // rows padded to 64 codes
+    scale: Vec<f32>,
+    size: usize,
+}
+
+impl CodedRows {
+    /// The first `size` values of `rows` rows of `x`, `stride` apart, each by [`crate::quantize_rows`].
+    pub fn new(isa: Isa, x: &[f32], stride: usize, rows: usize, size: usize) -> CodedRows {
+        let mut coded = CodedRows {
+            codes: Lines::zeroed(rows * size.next_multiple_of(64)),
+            scale: vec![1.0; rows],
+            size,
+        };
+        let (codes, scale) = (coded.codes.of_mut(), &mut coded.scale[..]);
+        isa.run(Code { x, stride, size, codes, scale });
+        coded
+    }
+
+    fn stride(&self) -> usize {
+        self.size.next_multiple_of(64)
+    }
+
+    fn groups(&self) -> usize {
+        self.size.div_ceil(GROUP)
+    }
+}
+
+struct Code<'a> {
+    x: &'a [f32],
+    stride: usize,
+    size: usize,
+    codes: &'a mut [u8],
+    scale: &'a mut [f32],
+}
+
+impl Kernel for Code<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let padded = self.size.next_multiple_of(64).max(1);
+        for (i, (codes, scale)) in self.codes.chunks_exact_mut(padded).zip(self.scale).enumerate() {
+            let row = &self.x[i * self.stride..][..self.size];
+            *scale = QuantizeRow { row, grid: RowGrid::Symmetric, codes, split: None }.run(s).scale;
+        }
+    }
+}
+
+/// Rows as the columns of a product, in panels of 16: the second operand.
+#[derive(Clone)]
+pub(crate) struct CodedPanels {
+    lines: Lines,    // [panels, groups]
+    scale: Vec<f32>, // [panels * 16], 0 past the last row
+    sums: Vec<i32>,  // likewise
+    order: Order,
+    groups: usize,
+}
+
+impl CodedPanels {
+    /// For one use: no time is spent on a better order of the sums.
+    pub fn passing(rows: &CodedRows) -> CodedPanels {
+        CodedPanels::new(rows, |_, groups| Order::wide(groups))
+    }
+
+    /// For many.
+    pub fn lasting(rows: &CodedRows) -> CodedPanels {
+        CodedPanels::new(rows, |lines, groups| Order::of(lines.of(), groups))
+    }
+
+    fn new(rows: &CodedRows, order: impl Fn(&Lines, usize) -> Order) -> CodedPanels {
+        let (groups, count) = (rows.groups(), rows.scale.len());
+        let columns = count.next_multiple_of(LANES);
+        let mut lines = Lines::zeroed(columns * groups * GROUP);
+        let words: &mut [[i8; GROUP]] = lines.of_mut();
+        let (mut scale, mut sums) = (rows.scale.clone(), vec![0; columns]);
+        scale.resize(columns, 0.0);
+        for (j, row) in rows.codes.of::<u8>().chunks_exact(rows.stride().max(1)).enumerate().take(count) {
+            let column = words[word_of(groups, j, 0).min(columns * groups)..].iter_mut().step_by(LANES);
+            // Codes past `size` in the last word are those of 0, since the quantizer fills whole registers.
+            for (word, codes) in column.zip(&row.as_chunks::<GROUP>().0[..groups]) {
+                // Code - 128 in two's complement is the code with its top bit turned.
+                *word = codes.map(|code| (code ^ 0x80) as i8);
+                sums[j] += word.iter().map(|&code| i32::from(code)).sum::<i32>();
+            }
+        }
+        let order = order(&lines, groups);
+        CodedPanels { lines, scale, sums, order, groups }
+    }
+
+    /// `out[i, j] = f32(sum of codes) * (scale of row i * scale of column j)` for rows `rows` (at most
+    /// [`ROWS`]) and the columns of panels `numbers`, of which `out` has as many as it wants.
+    pub fn multiply(
+        &self,
+        isa: Isa,
+        x: &CodedRows,
+        rows: Range<usize>,
+        numbers: Range<usize>,
+        out: &mut Tile,
+    ) {
+        let (stride, cols) =
+            (x.stride() / GROUP, numbers.start * LANES..numbers.start * LANES + out.cols.len());
+        let product = I8 {
+            x: &x.codes.of()[rows.start * stride..],
+            stride,
+            scale_x: &x.scale[rows.clone()],
+            zero: &[ZERO; ROWS][..rows.len()],
+            groups: self.groups,
+            panels: &self.lines.of()[numbers.start * self.groups..numbers.end * self.groups],
+            order: &self.order,
+            first: numbers.start,
+            columns: Columns { scale: &self.scale[cols.clone()], sums: &self.sums[cols], bias: None },
+        };
+        compute(isa, product, out);
+    }
+}
