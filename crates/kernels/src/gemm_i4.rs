@@ -6,11 +6,11 @@
 //! though AVX2 adds a block of 32 inputs in 16 bits: 8 pairs of products are at most 8 * 2 * 255 * 8 = 32 640.
 
 use crate::gemm_i8::GROUP as WORD;
-use crate::lanes::{Kernel, LANES, Simd};
+use crate::lanes::{LANES, Simd};
 use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile};
 use crate::rows::QuantizedRows;
-use crate::tiles::{Product, columns, grid, runs, spill, spill_i, sweep};
+use crate::tiles::{Product, Sweep, columns, grid, runs, spill, spill_i};
 use crate::{Context, Matrix};
 
 /// The definition of [`gemm_i4`] for one output element: codes of an input row, codes and scales of a weight row.
@@ -219,19 +219,6 @@ pub fn gemm_f32_i4(cx: &Context, x: &Matrix, w: &PackedI4, bias: Option<&[f32]>)
         cx.isa.run(Sweep { product, out: &mut tile });
     });
     y
-}
-
-struct Sweep<'a, 'o, P> {
-    product: P,
-    out: &'a mut Tile<'o>,
-}
-
-impl<P: Product> Kernel for Sweep<'_, '_, P> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        sweep(s, &self.product, self.out);
-    }
 }
 
 /// The panels of a tile: `steps` lines of codes each, `groups` lines of scales and of sums.

@@ -16,7 +16,7 @@ use crate::lanes::{Kernel, LANES, Simd};
 use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile};
 use crate::rows::QuantizedRows;
-use crate::tiles::{Product, columns, grid, runs, spill_i, sweep};
+use crate::tiles::{Product, Sweep, columns, grid, runs, spill_i};
 use crate::{Context, Isa, Matrix};
 
 #[cfg(any(test, target_arch = "x86_64"))]
@@ -260,19 +260,6 @@ impl Kernel for Widen<'_> {
                 }
             }
         }
-    }
-}
-
-struct Sweep<'a, 'o, P> {
-    product: P,
-    out: &'a mut Tile<'o>,
-}
-
-impl<P: Product> Kernel for Sweep<'_, '_, P> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        sweep(s, &self.product, self.out);
     }
 }
 

@@ -16,6 +16,20 @@ pub(crate) trait Product {
     fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile);
 }
 
+/// [`sweep`] as a kernel.
+pub(crate) struct Sweep<'a, 'o, P> {
+    pub product: P,
+    pub out: &'a mut Tile<'o>,
+}
+
+impl<P: Product> Kernel for Sweep<'_, '_, P> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        sweep(s, &self.product, self.out);
+    }
+}
+
 /// Computes all of `out`. Panels are the outer loop: their weights stay in the cache over all rows.
 #[inline(always)]
 pub(crate) fn sweep<S: Simd>(s: S, product: &impl Product, out: &mut Tile) {
