@@ -6,10 +6,12 @@
 
 mod coded;
 mod panel;
+mod strips;
 
 pub(crate) use coded::{CodedPanels, CodedRows};
 use panel::Order;
 pub(crate) use panel::Panel;
+pub use strips::{NormParameters, gemm_i8_add_norm, gemm_i8_codes};
 
 use crate::gemm_f32::chains;
 use crate::lanes::{Kernel, LANES, Simd};
@@ -176,25 +178,18 @@ fn gemm_i8_by(
     bias: Option<&[f32]>,
     compute: impl Fn(I8, &mut Tile) + Sync,
 ) -> Matrix {
-    assert_eq!(x.cols(), w.inp, "input columns of gemm_i8");
-    assert!(bias.is_none_or(|b| b.len() == w.out), "bias of gemm_i8: expected {} values", w.out);
+    check(x, w, bias);
     let mut y = Matrix::zeros(x.rows(), w.out);
     let (rows, cols) = grid(&cx.threads, x.rows(), w.out, w.inp);
     for_each_tile(&cx.threads, &mut y, &rows, &cols, |_, _, mut tile| {
-        let product = I8 {
-            x: &x.words()[tile.rows.start * x.stride_words()..],
-            stride: x.stride_words(),
-            scale_x: &x.scales()[tile.rows.clone()],
-            zero: &x.zeros()[tile.rows.clone()],
-            groups: w.groups(),
-            panels: w.panels(&tile.cols),
-            order: &w.order,
-            first: tile.cols.start / LANES,
-            columns: Columns::of(w, bias, &tile.cols),
-        };
-        compute(product, &mut tile);
+        compute(I8::part(x, w, bias, &tile.rows, &tile.cols), &mut tile);
     });
     y
+}
+
+fn check(x: &QuantizedRows, w: &PackedI8, bias: Option<&[f32]>) {
+    assert_eq!(x.cols(), w.inp, "input columns of gemm_i8");
+    assert!(bias.is_none_or(|b| b.len() == w.out), "bias of gemm_i8: expected {} values", w.out);
 }
 
 /// On the tiles of `isa` if it has some and the rows are worth it, on its lanes if not.
@@ -295,6 +290,29 @@ struct I8<'a> {
     order: &'a Order,
     first: usize, // of `panels`, counted in the whole weight
     columns: Columns<'a>,
+}
+
+impl<'a> I8<'a> {
+    /// Rows `rows` by columns `cols`, which start a panel.
+    fn part(
+        x: &'a QuantizedRows,
+        w: &'a PackedI8,
+        bias: Option<&'a [f32]>,
+        rows: &std::ops::Range<usize>,
+        cols: &std::ops::Range<usize>,
+    ) -> I8<'a> {
+        I8 {
+            x: &x.words()[rows.start * x.stride_words()..],
+            stride: x.stride_words(),
+            scale_x: &x.scales()[rows.clone()],
+            zero: &x.zeros()[rows.clone()],
+            groups: w.groups(),
+            panels: w.panels(cols),
+            order: &w.order,
+            first: cols.start / LANES,
+            columns: Columns::of(w, bias, cols),
+        }
+    }
 }
 
 impl I8<'_> {

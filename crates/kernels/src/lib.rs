@@ -37,11 +37,12 @@ mod tiles;
 pub use attention::{Attention, Operands, Queries, RelativeKeys, Span, attend};
 pub use gemm_f32::{PackedF32, gemm_f32};
 pub use gemm_i4::{GROUPS, PackedI4, gemm_f32_i4, gemm_i4};
-pub use gemm_i8::{PackedI8, gemm_f32_i8, gemm_i8};
+pub use gemm_i8::{NormParameters, PackedI8, gemm_f32_i8, gemm_i8, gemm_i8_add_norm, gemm_i8_codes};
 pub use isa::Isa;
 pub use matrix::Matrix;
 pub use parallel::{Context, Threads};
 pub use rows::{
-    Activation, FixedGrid, QuantizedRows, RowGrid, Split, activate, add, add_layer_norm, layer_norm,
-    quantize_rows, quantize_rows_fixed, quantize_rows_split, quantize_weight_rows, softmax_row,
+    Activation, FixedGrid, InputGrid, QuantizedRows, RowGrid, Split, activate, add, add_layer_norm,
+    layer_norm, quantize_input, quantize_rows, quantize_rows_fixed, quantize_rows_split,
+    quantize_weight_rows, softmax_row,
 };

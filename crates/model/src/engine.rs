@@ -63,6 +63,20 @@ pub trait Engine {
         self.norm(at, sum)
     }
 
+    /// `norm(linear(x) + residual)`, the linear at `at`, the norm at `norm`. Engines may fuse it; the result must
+    /// not change.
+    fn linear_norm(&mut self, [at, norm]: [Site; 2], x: &Self::Value, residual: &Self::Value) -> Self::Value {
+        let y = self.linear(at, x);
+        self.add_norm(norm, y, residual)
+    }
+
+    /// `norm(linear(f(linear(x))) + x)` with the linears at `up` and `down`. Engines may fuse it; the result must
+    /// not change.
+    fn feed_forward(&mut self, [up, down, norm]: [Site; 3], f: Activation, x: &Self::Value) -> Self::Value {
+        let inner = self.linear_activate(up, f, x);
+        self.linear_norm([down, norm], &inner, x)
+    }
+
     /// [`Engine::linear`] at each of `sites` on one input. Engines may share what the input costs; the results
     /// must not change.
     fn linears<const N: usize>(&mut self, sites: [Site; N], x: &Self::Value) -> [Self::Value; N] {

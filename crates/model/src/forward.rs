@@ -119,12 +119,8 @@ fn block<E: Engine>(
         }
     };
     let context = engine.attend(layer, &q, &k, &v, batch, rows);
-    let attended = engine.linear(at(Slot::AttentionOutput), &context);
-    let a = engine.add_norm(at(Slot::AttentionNorm), attended, asked);
-
-    let up = engine.linear_activate(at(Slot::FfnUp), arch.activation, &a);
-    let down = engine.linear(at(Slot::FfnDown), &up);
-    engine.add_norm(at(Slot::FfnNorm), down, &a)
+    let a = engine.linear_norm([at(Slot::AttentionOutput), at(Slot::AttentionNorm)], &context, asked);
+    engine.feed_forward([at(Slot::FfnUp), at(Slot::FfnDown), at(Slot::FfnNorm)], arch.activation, &a)
 }
 
 /// The convolution of v2 xlarge: input is the embedding output `x0`, residual the layer-0 output `y`.

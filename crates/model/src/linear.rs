@@ -2,8 +2,9 @@
 //! variants here; the forward does not change.
 
 use qberta_kernels::{
-    Context, FixedGrid, Matrix, PackedF32, PackedI4, PackedI8, QuantizedRows, RowGrid, Split, gemm_f32,
-    gemm_f32_i4, gemm_f32_i8, gemm_i4, gemm_i8, mapped::Bytes, quantize_rows_fixed, quantize_rows_split,
+    Activation, Context, InputGrid, Matrix, NormParameters, PackedF32, PackedI4, PackedI8, QuantizedRows,
+    Split, gemm_f32, gemm_f32_i4, gemm_f32_i8, gemm_i4, gemm_i8, gemm_i8_add_norm, gemm_i8_codes,
+    mapped::Bytes, quantize_input,
 };
 
 /// A linear layer `y = x Wᵀ + b`, `W [out, in]`.
@@ -52,35 +53,16 @@ pub enum Linear {
     },
 }
 
-/// Where the grid of an int8 linear's input comes from.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum InputGrid {
-    /// From each row itself (dynamic).
-    Row(RowGrid),
-    /// From calibration data, one for the whole input (static).
-    Fixed(FixedGrid),
-}
-
-impl InputGrid {
-    /// Codes of the rows of `x`, with extra columns for the channels of `split`.
-    fn codes(self, cx: &Context, x: &Matrix, split: &Split) -> QuantizedRows {
-        match self {
-            InputGrid::Row(grid) => quantize_rows_split(cx, x, grid, split),
-            InputGrid::Fixed(grid) => quantize_rows_fixed(cx, x, grid, split),
-        }
-    }
-}
-
 impl Linear {
     /// `x [rows, in]` to `[rows, out]`.
     pub fn forward(&self, cx: &Context, x: &Matrix) -> Matrix {
         match self {
             Linear::F32 { weight, bias } => gemm_f32(cx, x, weight, bias.as_deref()),
             Linear::Int8 { weight, bias, input, split } => {
-                gemm_i8(cx, &input.codes(cx, x, split), weight, bias.as_deref())
+                gemm_i8(cx, &quantize_input(cx, x, *input, split), weight, bias.as_deref())
             }
             Linear::Int4 { weight, bias, input } => {
-                gemm_i4(cx, &input.codes(cx, x, &Split::default()), weight, bias.as_deref())
+                gemm_i4(cx, &quantize_input(cx, x, *input, &Split::default()), weight, bias.as_deref())
             }
             Linear::WeightInt4 { weight, bias } => gemm_f32_i4(cx, x, weight, bias.as_deref()),
             Linear::WeightInt8 { weight, bias } => gemm_f32_i8(cx, x, weight, bias.as_deref()),
@@ -95,7 +77,7 @@ impl Linear {
                 let wanted = (*input, split);
                 let codes = match made.take() {
                     Some((grid, codes)) if grid == wanted => codes,
-                    _ => input.codes(cx, x, split),
+                    _ => quantize_input(cx, x, *input, split),
                 };
                 let y = gemm_i8(cx, &codes, weight, bias.as_deref());
                 made = Some((wanted, codes));
@@ -103,6 +85,34 @@ impl Linear {
             }
             _ => linear.forward(cx, x),
         })
+    }
+
+    /// `norm(self.forward(x) + residual)`; `None` if this linear cannot do it in one go.
+    pub fn forward_norm(
+        &self,
+        cx: &Context,
+        x: &Matrix,
+        residual: &Matrix,
+        norm: NormParameters,
+    ) -> Option<Matrix> {
+        let Linear::Int8 { weight, bias, input, split } = self else { return None };
+        let codes = quantize_input(cx, x, *input, split);
+        Some(gemm_i8_add_norm(cx, &codes, weight, bias.as_deref(), residual, norm))
+    }
+
+    /// `norm(down(f(up(x))) + x)`, the feed-forward block of a layer; `None` if the two cannot do it in one go.
+    pub fn feed_forward(
+        cx: &Context,
+        [up, down]: [&Linear; 2],
+        f: Activation,
+        x: &Matrix,
+        norm: NormParameters,
+    ) -> Option<Matrix> {
+        let Linear::Int8 { weight: w, bias: b, input, split } = up else { return None };
+        let Linear::Int8 { weight, bias, input: inner, split: inner_split } = down else { return None };
+        let codes = quantize_input(cx, x, *input, split);
+        let codes = gemm_i8_codes(cx, &codes, w, b.as_deref(), f, (*inner, inner_split));
+        Some(gemm_i8_add_norm(cx, &codes, weight, bias.as_deref(), x, norm))
     }
 
     /// The same with activations kept in f32: what runs once at load is not worth an error of its own.

@@ -7,7 +7,7 @@ use crate::linear::Linear;
 use crate::model::Model;
 use crate::relative;
 use crate::site::{Site, Slot};
-use qberta_kernels::{self as kernels, Attention, Context, Matrix, Queries};
+use qberta_kernels::{self as kernels, Attention, Context, Matrix, NormParameters, Queries};
 use std::collections::BTreeMap;
 
 /// Runs `model` with the kernels of `cx`.
@@ -57,6 +57,13 @@ impl<'m> Native<'m> {
             Rows::First => Queries::First,
         };
         kernels::attend(self.cx, &spec, q, k, v, batch.spans(), queries)
+    }
+}
+
+impl<'m> Native<'m> {
+    fn norm_at(&self, at: Site) -> NormParameters<'m> {
+        let norm = &self.model.weights.norms[&at];
+        NormParameters { weight: &norm.weight, bias: &norm.bias, eps: self.model.arch.eps }
     }
 }
 
@@ -140,6 +147,27 @@ impl Engine for Native<'_> {
             y.row_mut(i).copy_from_slice(x.row(row));
         }
         y
+    }
+
+    fn linear_norm(&mut self, [at, norm]: [Site; 2], x: &Matrix, residual: &Matrix) -> Matrix {
+        match self.model.weights.linears[&at].forward_norm(self.cx, x, residual, self.norm_at(norm)) {
+            Some(y) => y,
+            None => {
+                let y = self.linear(at, x);
+                self.add_norm(norm, y, residual)
+            }
+        }
+    }
+
+    fn feed_forward(&mut self, [up, down, norm]: [Site; 3], f: Activation, x: &Matrix) -> Matrix {
+        let linears = [up, down].map(|at| &self.model.weights.linears[&at]);
+        match Linear::feed_forward(self.cx, linears, f, x, self.norm_at(norm)) {
+            Some(y) => y,
+            None => {
+                let inner = self.linear_activate(up, f, x);
+                self.linear_norm([down, norm], &inner, x)
+            }
+        }
     }
 
     fn add_norm(&mut self, at: Site, mut x: Matrix, residual: &Matrix) -> Matrix {

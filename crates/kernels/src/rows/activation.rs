@@ -121,9 +121,9 @@ fn mish<S: Simd>(s: S, x: S::F) -> S::F {
     s.mul(x, s.div(top, bottom))
 }
 
-struct Activate<'a> {
-    f: Activation,
-    values: &'a mut [f32],
+pub(crate) struct Activate<'a> {
+    pub f: Activation,
+    pub values: &'a mut [f32],
 }
 
 impl Kernel for Activate<'_> {

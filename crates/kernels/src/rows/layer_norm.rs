@@ -72,12 +72,13 @@ fn normalise(
     });
 }
 
-struct LayerNorm<'a> {
-    x: &'a mut [f32], // whole rows
-    residual: Option<&'a [f32]>,
-    weight: &'a [f32],
-    bias: &'a [f32],
-    eps: f32,
+pub(crate) struct LayerNorm<'a> {
+    /// Whole rows.
+    pub x: &'a mut [f32],
+    pub residual: Option<&'a [f32]>,
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub eps: f32,
 }
 
 impl Kernel for LayerNorm<'_> {

@@ -8,7 +8,7 @@
 use crate::lanes::{Kernel, LANES, Simd};
 use crate::matrix::Lines;
 use crate::rows::least_rows;
-use crate::{Context, Matrix};
+use crate::{Context, Isa, Matrix};
 
 mod fixed;
 
@@ -250,28 +250,74 @@ pub fn quantize_rows(cx: &Context, x: &Matrix, grid: RowGrid) -> QuantizedRows {
 /// The range of a row is that of its values with split channels divided by their number of columns.
 /// Panics if `split` was made for other columns.
 pub fn quantize_rows_split(cx: &Context, x: &Matrix, grid: RowGrid, split: &Split) -> QuantizedRows {
-    let rows = x.rows();
-    assert!(split.columns.last().is_none_or(|&c| (c as usize) < x.cols()), "split channels of a wider input");
-    let cols = x.cols() + split.columns.len();
-    let stride = cols.next_multiple_of(64);
-    let mut codes = Lines::zeroed(rows * stride);
-    let (mut scale, mut zero) = (vec![1.0; rows], vec![0; rows]);
-    if stride == 0 {
-        zero.fill(Fit::of(grid, 0.0, 0.0, 0.0).zero);
-    } else {
-        let bytes: &mut [u8] = codes.of_mut();
-        let parts = bytes.chunks_exact_mut(stride).zip(scale.iter_mut().zip(&mut zero));
-        let mut parts: Vec<_> = parts.collect();
-        cx.threads.for_each_rows(&mut parts, 1, least_rows(cols), |first, parts| {
-            let mut shared = Vec::new();
-            for (i, (codes, (scale, zero))) in parts.iter_mut().enumerate() {
-                let row = x.row(first + i);
-                let fit = cx.isa.run(QuantizeRow { row, grid, codes, split: Some((split, &mut shared)) });
-                (**scale, **zero) = (fit.scale, fit.zero);
+    quantize_input(cx, x, InputGrid::Row(grid), split)
+}
+
+/// Where the grid of rows of codes comes from.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum InputGrid {
+    /// From each row itself (dynamic).
+    Row(RowGrid),
+    /// From calibration data, one for the whole input (static).
+    Fixed(FixedGrid),
+}
+
+/// Codes of the rows of `x [rows, cols]` on `grid`, with extra columns for the channels of `split`:
+/// [`quantize_rows_split`] or [`quantize_rows_fixed`].
+pub fn quantize_input(cx: &Context, x: &Matrix, grid: InputGrid, split: &Split) -> QuantizedRows {
+    let mut quantized = QuantizedRows::empty(x.rows(), x.cols(), split);
+    let least = least_rows(quantized.cols);
+    cx.threads.for_each_rows(&mut quantized.rows_mut(), 1, least, |first, rows| {
+        let mut shared = Vec::new();
+        for (i, to) in rows.iter_mut().enumerate() {
+            to.fill(cx.isa, x.row(first + i), grid, split, &mut shared);
+        }
+    });
+    quantized
+}
+
+/// A row of codes to be written.
+pub(crate) struct RowMut<'a> {
+    codes: &'a mut [u8],
+    scale: &'a mut f32,
+    zero: &'a mut i32,
+}
+
+impl RowMut<'_> {
+    /// Codes of `row`; `shared` is room for a row.
+    pub fn fill(&mut self, isa: Isa, row: &[f32], grid: InputGrid, split: &Split, shared: &mut Vec<f32>) {
+        (*self.scale, *self.zero) = match grid {
+            InputGrid::Row(grid) => {
+                let fit = isa.run(QuantizeRow { row, grid, codes: self.codes, split: Some((split, shared)) });
+                (fit.scale, fit.zero)
             }
-        });
+            InputGrid::Fixed(grid) => {
+                (fixed::fill(isa, row, grid, split, self.codes), i32::from(grid.zero()))
+            }
+        };
     }
-    QuantizedRows { codes, scale, zero, cols }
+}
+
+impl QuantizedRows {
+    /// `rows` rows of `inputs` values and the extra columns of `split`, to be written.
+    pub(crate) fn empty(rows: usize, inputs: usize, split: &Split) -> QuantizedRows {
+        let inside = split.columns.last().is_none_or(|&c| (c as usize) < inputs);
+        assert!(inside, "split channels of a wider input");
+        let cols = inputs + split.columns.len();
+        let codes = Lines::zeroed(rows * cols.next_multiple_of(64));
+        QuantizedRows { codes, scale: vec![1.0; rows], zero: vec![0; rows], cols }
+    }
+
+    /// All rows, each on its own. Rows without columns are not among them: they have nothing to be written.
+    pub(crate) fn rows_mut(&mut self) -> Vec<RowMut<'_>> {
+        let stride = self.stride();
+        if stride == 0 {
+            return Vec::new();
+        }
+        let codes = self.codes.of_mut::<u8>().chunks_exact_mut(stride);
+        let row = |(codes, (scale, zero))| RowMut { codes, scale, zero };
+        codes.zip(self.scale.iter_mut().zip(&mut self.zero)).map(row).collect()
+    }
 }
 
 /// Codes of one row, filled up with codes of zero to a multiple of 16.

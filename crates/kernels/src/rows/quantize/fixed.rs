@@ -1,10 +1,8 @@
 //! Rows of numbers to codes on one grid that was fixed beforehand (static quantization).
 
-use super::{Fit, QuantizedRows, RowGrid, Split};
+use super::{Fit, InputGrid, QuantizedRows, RowGrid, Split, quantize_input};
 use crate::lanes::{Kernel, LANES, Simd};
-use crate::matrix::Lines;
-use crate::rows::least_rows;
-use crate::{Context, Matrix};
+use crate::{Context, Isa, Matrix};
 
 /// A grid for whole matrices: `x ~ (code - zero) * scale`, codes 0..=255. What lies outside
 /// [`FixedGrid::range`] is clipped.
@@ -64,26 +62,16 @@ impl FixedGrid {
 /// `r = 1 / scale; code = clamp(round(x * r) + zero, 0, 255)`, round to nearest, ties to even; a row with a
 /// NaN or an infinity has scale NaN. Panics if `split` was made for other columns.
 pub fn quantize_rows_fixed(cx: &Context, x: &Matrix, grid: FixedGrid, split: &Split) -> QuantizedRows {
-    let rows = x.rows();
-    assert!(split.columns.last().is_none_or(|&c| (c as usize) < x.cols()), "split channels of a wider input");
-    let cols = x.cols() + split.columns.len();
-    let stride = cols.next_multiple_of(64);
-    let mut codes = Lines::zeroed(rows * stride);
-    let (mut scale, zero) = (vec![grid.scale; rows], vec![i32::from(grid.zero); rows]);
-    if stride > 0 {
-        let bytes: &mut [u8] = codes.of_mut();
-        let mut parts: Vec<_> = bytes.chunks_exact_mut(stride).zip(&mut scale).collect();
-        cx.threads.for_each_rows(&mut parts, 1, least_rows(cols), |first, parts| {
-            for (i, (codes, scale)) in parts.iter_mut().enumerate() {
-                let row = x.row(first + i);
-                if !cx.isa.run(QuantizeFixed { row, grid, codes, split }) {
-                    **scale = f32::NAN;
-                    codes.fill(grid.zero);
-                }
-            }
-        });
+    quantize_input(cx, x, InputGrid::Fixed(grid), split)
+}
+
+/// Codes of one row into the padded `codes`; its scale.
+pub(super) fn fill(isa: Isa, row: &[f32], grid: FixedGrid, split: &Split, codes: &mut [u8]) -> f32 {
+    if isa.run(QuantizeFixed { row, grid, codes, split }) {
+        return grid.scale;
     }
-    QuantizedRows { codes, scale, zero, cols }
+    codes.fill(grid.zero);
+    f32::NAN
 }
 
 /// The definition for one row without extra columns.
