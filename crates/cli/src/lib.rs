@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 the check failed (`verify`, a gate), 2 the command could not run.
 
 mod bench;
+mod calibration;
 mod data;
 mod demo;
 mod diagnose;

@@ -9,9 +9,10 @@ mod search;
 mod show;
 
 use crate::bench::Shape;
+use crate::calibration::CalibrationArgs;
 use crate::data::DataArgs;
 use crate::output::Pending;
-use crate::{Outcome, World, rows, task};
+use crate::{Outcome, World, task};
 use bounds::{Bound, Bounds};
 use clap::Args;
 use judge::{Judge, Part};
@@ -71,27 +72,21 @@ pub struct PlanArgs {
     /// Keep measurements in this file and go on from them
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Unlabelled rows for static inputs, as in quantize
-    #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
-    /// Rows of the calibration file to use [default: all]
-    #[arg(long, value_name = "N", requires = "calibration", value_parser = clap::value_parser!(u32).range(1..))]
-    rows: Option<u32>,
-    /// How ranges are chosen, as in quantize
-    #[arg(long, value_name = "NAME", requires = "calibration", default_value = "minmax")]
-    observer: String,
-    /// Choices of a module: float, dynamic, static, weight-only [default: float, dynamic, static with --calibration]
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    /// Choices of a module: float, dynamic, static, weight-only, w4a8, weight-only-4bit
+    /// [default: float, dynamic, static with --calibration]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     among: Vec<String>,
     /// How sensitivity is measured: fast (a layer a module), alone (every module quantized alone), exhaustive
     /// (also every module left out alone)
-    #[arg(long, value_name = "HOW", default_value = "fast", value_parser = sensitivity)]
+    #[arg(long, value_name = "HOW", default_value = "alone", value_parser = sensitivity)]
     sensitivity: Search,
     /// Rows that measure, at most half of all; the others are held out
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     measure: u32,
     /// Rows of those for sensitivity
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     probe: u32,
     /// Figure whose drop counts [default: the usual one of the task]
     #[arg(long, value_name = "NAME")]
@@ -156,9 +151,9 @@ pub fn run(args: &PlanArgs, world: &World) -> Result<Outcome> {
     check(args, &bounds)?;
     let task = task(&args.task)?;
     // What can be wrong with the request is found before anything is measured.
-    let choices = Choice::named(&args.among, args.calibration.is_some())?;
+    let choices = Choice::named(&args.among, args.calibration.file.is_some())?;
     let read: Vec<&Path> =
-        std::iter::once(&args.data).chain(&args.calibration).map(PathBuf::as_path).collect();
+        std::iter::once(&args.data).chain(&args.calibration.file).map(PathBuf::as_path).collect();
     let (recipe, html) = (pending(&args.output, "--output", &read)?, pending(&args.html, "--html", &read)?);
     if Source::open(&args.model, task)?.is_artefact() {
         return Err(Error::input("model is an artefact already: it is quantized")
@@ -166,13 +161,7 @@ pub fn run(args: &PlanArgs, world: &World) -> Result<Outcome> {
             .hint("start from the float checkpoint"));
     }
     let session = args.data_args.session(Session::open(&args.model, task, world.cx.clone())?);
-    let calibration = match &args.calibration {
-        Some(file) => {
-            let data = rows::read(&session, file, "--calibration", args.rows.map(|n| n as usize), world)?;
-            Some((data.sequences.concat(), Method::parse(&args.observer)?))
-        }
-        None => None,
-    };
+    let calibration = args.calibration.read(&session, world)?;
     let mut judge = Judge::open(
         &args.data_args,
         &args.data,
@@ -290,7 +279,7 @@ fn subject(job: &Job<'_>, judge: &Judge<'_>, palette: &Palette) -> Result<BTreeM
     ]);
     if let Some((sequences, _)) = &job.calibration {
         let ids = ids(std::slice::from_ref(sequences));
-        subject.insert("calibration".to_owned(), format!("{} {ids}", args.observer));
+        subject.insert("calibration".to_owned(), format!("{} {ids}", args.calibration.observer));
     }
     Ok(subject)
 }

@@ -1,18 +1,16 @@
 //! `qberta quantize`: float checkpoint to proven artefact.
 
+use crate::calibration::CalibrationArgs;
 use crate::data::{DataArgs, advice, gates, verdict};
-use crate::rows;
 use crate::screen::{bytes, count, facts};
 use crate::{Outcome, World, task};
 use clap::Args;
-use qberta_model::{Error, Result, Sequence, Task};
+use qberta_model::{Error, Result, Task};
 use qberta_runtime::Session;
 use qberta_runtime::evaluate::{Exam, Gate, Trial, Verdict};
 use qberta_store::digest;
 use qberta_store::manifest::{FileRecord, GateRecord, Rounding, Weight};
-use qberta_toolkit::{
-    Calibration, CalibrationReport, Conditions, Method, Recipe, Report, Request, quantize_under,
-};
+use qberta_toolkit::{Calibration, CalibrationReport, Conditions, Recipe, Report, Request, quantize_under};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -44,16 +42,8 @@ pub struct QuantizeArgs {
     /// Recipe: dynamic, static, w4a8, weight-only, weight-only-4bit, or a file ending in .toml
     #[arg(long, default_value = "dynamic")]
     recipe: String,
-    /// Unlabelled rows like those the model will see (.jsonl, .csv, .tsv, .parquet, .txt), for static inputs
-    /// and fitted weights
-    #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
-    /// Rows of the calibration file to use [default: all]
-    #[arg(long, value_name = "N", requires = "calibration", value_parser = clap::value_parser!(u32).range(1..))]
-    rows: Option<u32>,
-    /// How ranges are chosen: minmax, moving-average, histogram, percentile, percentile:99.9, entropy, mse
-    #[arg(long, value_name = "NAME", requires = "calibration", default_value = "minmax")]
-    observer: String,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Keep modules in float (repeatable); a pattern that matches nothing is an error
     #[arg(long, value_name = "PATTERN")]
     skip: Vec<String>,
@@ -75,8 +65,11 @@ pub fn run(args: &QuantizeArgs, world: &World) -> Result<Outcome> {
     let begin = Instant::now();
     let recipe = Recipe::open(&args.recipe, &args.skip)?;
     let request = Request { model: &args.model, out: &args.output, recipe: &recipe, task: task(&args.task)? };
-    let calibration = match &args.calibration {
-        Some(file) => Some(calibration_data(args, file, request.task, world)?),
+    let calibration = match args.calibration.file {
+        Some(_) => {
+            let session = Session::open(&args.model, request.task, world.cx.clone())?;
+            args.calibration.read(&session, world)?
+        }
         None => None,
     };
     let gated = match &args.eval {
@@ -120,19 +113,6 @@ pub fn run(args: &QuantizeArgs, world: &World) -> Result<Outcome> {
         verdicts.iter().for_each(|v| world.screen.line(format!("  {}", v.sentence())));
     }
     Ok(Outcome::Done)
-}
-
-/// The calibration rows as sequences, and the observer.
-fn calibration_data(
-    args: &QuantizeArgs,
-    file: &Path,
-    task: Option<Task>,
-    world: &World,
-) -> Result<(Vec<Sequence>, Method)> {
-    let method = Method::parse(&args.observer)?;
-    let session = Session::open(&args.model, task, world.cx.clone())?;
-    let data = rows::read(&session, file, "--calibration", args.rows.map(|n| n as usize), world)?;
-    Ok((data.sequences.concat(), method))
 }
 
 /// Says which gate kept the artefact from being written.

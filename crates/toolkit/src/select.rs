@@ -19,12 +19,16 @@ pub use knapsack::{Amounts, Axis, UNBOUNDED, curve, solve, total, within};
 pub use sensitivity::{Damages, Search, measure};
 pub use state::{Drop, State, Timed};
 
-/// Damage, seconds and bytes of every offer of every unit, without what no choice changes.
+/// Seconds of a call that a byte is worth: of two selections as fast as each other the smaller one is better, and
+/// a megabyte less is worth a microsecond.
+const BYTE: f64 = 1e-12;
+
+/// Damage, seconds (bytes priced in) and bytes of every offer of every unit, without what no choice changes.
 pub fn amounts(palette: &Palette, damages: &Damages, costs: &Costs) -> Vec<Vec<Amounts>> {
     let offer = |unit: &Unit, o: &Offer| {
         let choice = palette.choices[o.choice].name;
         let damage = if o.choice == 0 { 0.0 } else { damages.score(&unit.name, choice) };
-        [damage, costs.of(&unit.name, choice), o.bytes as f64]
+        [damage, costs.of(&unit.name, choice) + BYTE * o.bytes as f64, o.bytes as f64]
     };
     palette.units.iter().map(|u| u.offers.iter().map(|o| offer(u, o)).collect()).collect()
 }

@@ -269,12 +269,8 @@ fn command(job: &Job<'_>, palette: &Palette, c: &Chosen, path: &str) -> String {
     let mut text = format!("qberta quantize {} -o OUT --recipe {path}", args.model.display());
     let calibrated =
         (0..palette.units.len()).any(|u| palette.choices[palette.choice(&c.point.selection, u)].calibrated());
-    if let Some(file) = args.calibration.as_ref().filter(|_| calibrated) {
-        text.push_str(&format!(" --calibration {}", file.display()));
-        text.push_str(&args.rows.map_or(String::new(), |n| format!(" --rows {n}")));
-        if args.observer != "minmax" {
-            text.push_str(&format!(" --observer {}", args.observer));
-        }
+    if calibrated {
+        text.push_str(&args.calibration.words());
     }
     text
 }

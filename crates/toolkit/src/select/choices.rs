@@ -7,7 +7,7 @@ use crate::recipe::{Recipe, uniform};
 use qberta_kernels::Context;
 use qberta_model::{Architecture, Error, Model, Result, Site, Slot, Weights};
 use qberta_store::layout::{self, Role};
-use qberta_store::manifest::{Decision, Input, Weight};
+use qberta_store::manifest::{Decision, Group, Input, Weight};
 use qberta_store::{Source, Tensor};
 use std::collections::BTreeMap;
 
@@ -29,11 +29,13 @@ const fn choice(name: &'static str, weight: Weight, input: Input, words: bool, s
 }
 
 /// Every choice, float first. A new way to store a weight is a line here.
-pub const CHOICES: [Choice; 4] = [
+pub const CHOICES: [Choice; 6] = [
     choice("float", Weight::Float, Input::Float, true, true),
     choice("dynamic", Weight::Int8Channel, Input::TokenAsymmetric, true, true),
     choice("static", Weight::Int8Channel, Input::TensorStatic, false, true),
     choice("weight-only", Weight::Int8Channel, Input::Float, false, false),
+    choice("w4a8", Weight::Int4(Group::G64), Input::TokenAsymmetric, false, false),
+    choice("weight-only-4bit", Weight::Int4(Group::G64), Input::Float, true, false),
 ];
 
 impl Choice {
