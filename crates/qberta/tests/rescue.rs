@@ -215,6 +215,46 @@ fn the_command_rescues_and_reports() {
 }
 
 #[test]
+fn a_rescue_that_fails_does_not_lose_the_diagnosis() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = dir.path().join("taken");
+    fs::create_dir(&taken).unwrap();
+    fs::write(taken.join("mine"), "").unwrap();
+    let out = dir.path().join("out");
+    // A target with content, and a file that holds nothing: one is sound and one is not.
+    for (case, base, out, says, kind, found) in [
+        ("dynamic", "base-v3", &taken, "not empty", "input", &[][..]),
+        ("module-save-failed", "base-v3", &out, "nothing to rescue", "corrupt", &["unfinished-save"][..]),
+    ] {
+        let (file, base) = (fixture(case).0, fixtures().join(base));
+        let args = [path(&file), "--base", path(&base), "--rescue", path(out)];
+        let (stdout, stderr, status) = doctor(&[&args[..], &["--json"]].concat());
+        assert_eq!(status, 2, "{case}: {stderr}");
+        // The whole of standard output is one value.
+        let answer: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{case}: {e}: {stdout}"));
+        let names: Vec<&str> = answer["diagnosis"]["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| f["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, found, "{case}");
+        assert_eq!((&answer["kind"], &answer["rescued"]), (&json!(kind), &Value::Null), "{case}");
+        let error = answer["error"].as_str().unwrap();
+        assert!(error.starts_with("--rescue") && error.contains(says), "{case}: {error}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(says), "{case}: {stderr}");
+        assert!(answer.get("hint").is_some(), "{case}: {stdout}");
+        // For people: what was found on standard output, the error after it.
+        let (plain, stderr, status) = doctor(&args);
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(status == 2 && plain.lines().next().unwrap().contains(name), "{case}: {plain}");
+        assert!(stderr.contains(says) && plain.contains("made by"), "{case}: {plain}");
+    }
+    assert_eq!(fs::read_dir(&taken).unwrap().count(), 1);
+    assert!(!out.exists());
+}
+
+#[test]
 fn what_is_exported_reads_back_with_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     for case in ["v3-sequence", "v1-sequence", "v3-mlm-legacy", "bert-mlm", "bert-features", "v3-conv3"] {
