@@ -171,6 +171,32 @@ fn what_is_broken_or_missing_comes_from_the_base_and_is_listed() {
 }
 
 #[test]
+fn a_state_that_cannot_be_read_is_not_called_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    // A convolution of some other version of torch, with one value less in its tuple.
+    let module = "deberta.encoder.conv.conv";
+    let pickle = Pickle::new().op(b"}").text("classifier.bias").tensor("0", 3, (0, &[3], &[1])).op(b"s");
+    let pickle = pickle.text(module).global("torch.ao.nn.quantized.modules.conv", "Conv1d").op(b")\x81(");
+    let pickle = pickle.op(&b"N".repeat(9)).tensor("0", 3, (0, &[3], &[1])).op(b"NNN\x89tbs").stop();
+    let file = dir.path().join("model.pt");
+    fs::write(&file, archive(&pickle, &[("0", &[0; 12])])).unwrap();
+    let report =
+        rescue(&file, &fixtures().join("base-v2"), &dir.path().join("out"), &context(), &()).unwrap();
+    for part in ["weight", "bias"] {
+        let reason = &report.from_base[&format!("{module}.{part}")];
+        assert!(reason.contains("Conv1d, whose state cannot be read"), "{part}: {reason}");
+    }
+    assert_eq!(report.from_base["pooler.dense.weight"], "the file does not hold it");
+    // As torch writes it, nothing of it comes from the base, and it is listed with what became of it.
+    for case in ["static-conv", "module-conv"] {
+        let report = rescued(case, &dir.path().join(case));
+        assert!(report.from_base.is_empty(), "{case}: {report:?}");
+        let became: Vec<&String> = report.dequantized.keys().collect();
+        assert_eq!(became, [&format!("{module}.weight")], "{case}");
+    }
+}
+
+#[test]
 fn a_decoder_of_its_own_is_not_tied_again() {
     let dir = tempfile::tempdir().unwrap();
     for case in ["tied-dynamic", "tied-differ", "tied-shared"] {
