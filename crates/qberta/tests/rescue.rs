@@ -175,11 +175,12 @@ fn a_state_that_cannot_be_read_is_not_called_missing() {
     let dir = tempfile::tempdir().unwrap();
     // A convolution of some other version of torch, with one value less in its tuple.
     let module = "deberta.encoder.conv.conv";
-    let pickle = Pickle::new().op(b"}").text("classifier.bias").tensor("0", 3, (0, &[3], &[1])).op(b"s");
+    let words = "deberta.embeddings.word_embeddings.weight";
+    let pickle = Pickle::new().op(b"}").text(words).tensor("0", 97 * 16, (0, &[97, 16], &[16, 1])).op(b"s");
     let pickle = pickle.text(module).global("torch.ao.nn.quantized.modules.conv", "Conv1d").op(b")\x81(");
-    let pickle = pickle.op(&b"N".repeat(9)).tensor("0", 3, (0, &[3], &[1])).op(b"NNN\x89tbs").stop();
+    let pickle = pickle.op(&b"N".repeat(9)).tensor("0", 97 * 16, (0, &[3], &[1])).op(b"NNN\x89tbs").stop();
     let file = dir.path().join("model.pt");
-    fs::write(&file, archive(&pickle, &[("0", &[0; 12])])).unwrap();
+    fs::write(&file, archive(&pickle, &[("0", &[0; 4 * 97 * 16])])).unwrap();
     let report =
         rescue(&file, &fixtures().join("base-v2"), &dir.path().join("out"), &context(), &()).unwrap();
     for part in ["weight", "bias"] {
