@@ -132,7 +132,12 @@ def mlm():
     return m
 
 
-BASES = {"base-v3": v3, "base-v1": v1, "base-v3-one": one, "base-v3-mlm": mlm}
+def conv():
+    """DeBERTa-v2 with the convolution beside its first layer."""
+    return v3(seed="conv", conv_kernel_size=3, conv_act="gelu", **SMALL)
+
+
+BASES = {"base-v3": v3, "base-v1": v1, "base-v3-one": one, "base-v3-mlm": mlm, "base-v2": conv}
 
 
 class FeedForward(nn.Module):
@@ -539,6 +544,18 @@ def static_cases(c):
     c.add("unquantized-input", "quantized_model.pt", "base-v1", m.state_dict(),
           "model.qconfig = get_default_qconfig('fbgemm'); prepare; calibrate; convert", "static on v1, embeddings excluded",
           PACKED + ["unquantized-input"], "all", f"the model cannot run: {error_of(lambda: run(m))}")
+    # The convolution becomes a quantized one, which pickles itself as a tuple where others have a dict.
+    m = prepared(conv(), fbgemm)
+    run(m)
+    tq.convert(m, inplace=True)
+    whole, sd = "torch.save(model, path)", m.state_dict()
+    for case, obj, made_by, more in (("static-conv", sd, "torch.save(model.state_dict(), path)", []),
+                                     ("module-conv", m, whole, ["pickled-module"])):
+        folder = c.add(case, "quantized_model.pt", "base-v2", obj, "prepare; calibrate; convert; " + made_by,
+                       "static on v2, embeddings excluded: encoder.conv.conv is a quantized Conv1d",
+                       PACKED + ["quantized-layernorm", "unquantized-input"] + more, "all",
+                       f"the model cannot run: {error_of(lambda: run(m))}")
+        c.reference(folder, conv, None, sd)
     # The right way: each linear with a stub of its own, everything else in float.
     m = one()
     for parent in list(m.modules()):

@@ -1,13 +1,13 @@
 //! `qberta doctor`: what a PyTorch file is, what is wrong with it, and what of it can be saved.
 
-use crate::screen::{bytes, count, facts, table};
+use crate::screen::{bytes, count, error_value, facts, table};
 use crate::{Outcome, World};
 use clap::Args;
 use qberta_model::{Error, Result};
 use qberta_toolkit::Progress;
 use qberta_toolkit::doctor::findings::Finding;
 use qberta_toolkit::doctor::{Diagnosis, Rescued, Row, diagnose, rescue};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 ///
 /// Reads .pt, .pth, .bin (zip and legacy), TorchScript, safetensors, ONNX graphs and model directories.
 /// Nothing in the file is executed. Exit status 0 if the file is sound, 1 if something is wrong with
-/// it, 2 if it cannot be read.
+/// it, 2 if it cannot be read or not be rescued; --json then holds `error` beside what was found.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -46,9 +46,22 @@ pub fn run(args: &DoctorArgs, world: &World) -> Result<Outcome> {
     let rescued = match (&args.rescue, &args.base) {
         (Some(out), Some(base)) => Some(
             rescue(&args.path, base, out, &world.cx, &world.screen as &dyn Progress)
-                .map_err(|e: Error| e.at("--rescue"))?,
+                .map_err(|e: Error| e.at("--rescue")),
         ),
         _ => None,
+    };
+    let rescued = match rescued.transpose() {
+        Ok(rescued) => rescued,
+        Err(error) if world.screen.json => {
+            // One value on standard output: what was found, and why there is no more.
+            let mut answer = error_value(&error);
+            answer.insert("diagnosis".to_owned(), json!(diagnosis));
+            answer.insert("rescued".to_owned(), Value::Null);
+            world.screen.value(&answer);
+            world.screen.complain(&error);
+            return Ok(Outcome::Stopped);
+        }
+        Err(error) => return Err(error),
     };
     if world.screen.json {
         world.screen.value(&json!({"diagnosis": diagnosis, "rescued": rescued}));

@@ -88,11 +88,13 @@ struct World {
     screen: Screen,
 }
 
-/// How a verb ended when nothing went wrong on the way.
+/// How a verb ended when there is nothing left to say.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Done,
     CheckFailed,
+    /// It could not run to its end, and has said so beside what it had found until then.
+    Stopped,
 }
 
 /// Parses the command line, runs the verb, reports, and gives the exit status.
@@ -119,6 +121,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::CheckFailed) => ExitCode::from(1),
+        Ok(Outcome::Stopped) => ExitCode::from(2),
         Err(error) => {
             Screen::new(cli.common.json).error(&error);
             ExitCode::from(2)

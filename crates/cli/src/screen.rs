@@ -4,6 +4,7 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use qberta_model::{Error, Kind};
 use qberta_toolkit::Progress;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -43,19 +44,15 @@ impl Screen {
 
     /// Prints an error with its advice; as JSON on standard output when machines read it.
     pub fn error(&self, error: &Error) {
-        self.finish();
         if self.json {
-            let kind = match error.kind() {
-                Kind::Input => "input",
-                Kind::Corrupt => "corrupt",
-                Kind::Unsupported => "unsupported",
-                Kind::Io => "io",
-                Kind::Mismatch => "mismatch",
-            };
-            self.value(
-                &serde_json::json!({"error": error.to_string(), "hint": error.advice(), "kind": kind}),
-            );
+            self.value(&error_value(error));
         }
+        self.complain(error);
+    }
+
+    /// Prints an error with its advice for people, on standard error.
+    pub fn complain(&self, error: &Error) {
+        self.finish();
         let mut err = std::io::stderr();
         let _ = writeln!(err, "error: {}", tame(&error.to_string()));
         if let Some(hint) = error.advice() {
@@ -71,6 +68,23 @@ impl Screen {
             bar.finish_and_clear();
         }
     }
+}
+
+/// An error as machines read it: the members `error`, `hint` and `kind`.
+pub fn error_value(error: &Error) -> Map<String, Value> {
+    let kind = match error.kind() {
+        Kind::Input => "input",
+        Kind::Corrupt => "corrupt",
+        Kind::Unsupported => "unsupported",
+        Kind::Io => "io",
+        Kind::Mismatch => "mismatch",
+    };
+    let members = [
+        ("error", Value::from(error.to_string())),
+        ("hint", Value::from(error.advice())),
+        ("kind", Value::from(kind)),
+    ];
+    members.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
 }
 
 /// The text without characters that a terminal would obey: names in it may come from a file.

@@ -171,6 +171,33 @@ fn what_is_broken_or_missing_comes_from_the_base_and_is_listed() {
 }
 
 #[test]
+fn a_state_that_cannot_be_read_is_not_called_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    // A convolution of some other version of torch, with one value less in its tuple.
+    let module = "deberta.encoder.conv.conv";
+    let words = "deberta.embeddings.word_embeddings.weight";
+    let pickle = Pickle::new().op(b"}").text(words).tensor("0", 97 * 16, (0, &[97, 16], &[16, 1])).op(b"s");
+    let pickle = pickle.text(module).global("torch.ao.nn.quantized.modules.conv", "Conv1d").op(b")\x81(");
+    let pickle = pickle.op(&b"N".repeat(9)).tensor("0", 97 * 16, (0, &[3], &[1])).op(b"NNN\x89tbs").stop();
+    let file = dir.path().join("model.pt");
+    fs::write(&file, archive(&pickle, &[("0", &[0; 4 * 97 * 16])])).unwrap();
+    let report =
+        rescue(&file, &fixtures().join("base-v2"), &dir.path().join("out"), &context(), &()).unwrap();
+    for part in ["weight", "bias"] {
+        let reason = &report.from_base[&format!("{module}.{part}")];
+        assert!(reason.contains("Conv1d, whose state cannot be read"), "{part}: {reason}");
+    }
+    assert_eq!(report.from_base["pooler.dense.weight"], "the file does not hold it");
+    // As torch writes it, nothing of it comes from the base, and it is listed with what became of it.
+    for case in ["static-conv", "module-conv"] {
+        let report = rescued(case, &dir.path().join(case));
+        assert!(report.from_base.is_empty(), "{case}: {report:?}");
+        let became: Vec<&String> = report.dequantized.keys().collect();
+        assert_eq!(became, [&format!("{module}.weight")], "{case}");
+    }
+}
+
+#[test]
 fn a_decoder_of_its_own_is_not_tied_again() {
     let dir = tempfile::tempdir().unwrap();
     for case in ["tied-dynamic", "tied-differ", "tied-shared"] {
@@ -212,6 +239,46 @@ fn the_command_rescues_and_reports() {
     for says in ["non-finite-scale", "query_proj: scale NaN", "cause:", "cure:", "strict=False"] {
         assert!(stdout.contains(says), "{says}: {stdout}");
     }
+}
+
+#[test]
+fn a_rescue_that_fails_does_not_lose_the_diagnosis() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = dir.path().join("taken");
+    fs::create_dir(&taken).unwrap();
+    fs::write(taken.join("mine"), "").unwrap();
+    let out = dir.path().join("out");
+    // A target with content, and a file that holds nothing: one is sound and one is not.
+    for (case, base, out, says, kind, found) in [
+        ("dynamic", "base-v3", &taken, "not empty", "input", &[][..]),
+        ("module-save-failed", "base-v3", &out, "nothing to rescue", "corrupt", &["unfinished-save"][..]),
+    ] {
+        let (file, base) = (fixture(case).0, fixtures().join(base));
+        let args = [path(&file), "--base", path(&base), "--rescue", path(out)];
+        let (stdout, stderr, status) = doctor(&[&args[..], &["--json"]].concat());
+        assert_eq!(status, 2, "{case}: {stderr}");
+        // The whole of standard output is one value.
+        let answer: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{case}: {e}: {stdout}"));
+        let names: Vec<&str> = answer["diagnosis"]["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| f["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, found, "{case}");
+        assert_eq!((&answer["kind"], &answer["rescued"]), (&json!(kind), &Value::Null), "{case}");
+        let error = answer["error"].as_str().unwrap();
+        assert!(error.starts_with("--rescue") && error.contains(says), "{case}: {error}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(says), "{case}: {stderr}");
+        assert!(answer.get("hint").is_some(), "{case}: {stdout}");
+        // For people: what was found on standard output, the error after it.
+        let (plain, stderr, status) = doctor(&args);
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(status == 2 && plain.lines().next().unwrap().contains(name), "{case}: {plain}");
+        assert!(stderr.contains(says) && plain.contains("made by"), "{case}: {plain}");
+    }
+    assert_eq!(fs::read_dir(&taken).unwrap().count(), 1);
+    assert!(!out.exists());
 }
 
 #[test]

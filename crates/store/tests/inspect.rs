@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use qberta_kernels::mapped::Bytes;
-use qberta_store::torch::inspect::{TorchFile, inspect_bytes};
+use qberta_store::torch::inspect::{Entry, TorchFile, inspect_bytes};
 use std::time::{Duration, Instant};
 
 fn look(file: Vec<u8>) -> qberta_model::Result<TorchFile> {
@@ -129,6 +129,44 @@ fn quantized_tensors_that_lie_are_refused() {
         &[("0", &[3; 24])],
     )));
     assert!(plain.unwrap_err().advice().unwrap().contains("qberta doctor"));
+}
+
+/// A quantized convolution as torch pickles it: fifteen values, of which only the last five matter here.
+fn convolution(class: &str, before: usize, state: impl Fn(Pickle) -> Pickle) -> Pickle {
+    let p = Pickle::new().op(b"}").text("c").global("torch.ao.nn.quantized.modules.conv", class);
+    state(p.op(b")\x81(").op(&b"N".repeat(before))).op(b"tbs")
+}
+
+#[test]
+fn a_quantized_convolution_is_read_from_its_tuple() {
+    let weight = |p: Pickle| p.tensor("0", 6, (0, &[1, 2, 3], &[6, 3, 1]));
+    let half = [&b"G"[..], &0.5f64.to_be_bytes(), b"K\x07"].concat();
+    let open = |p: Pickle| look(archive(&p.stop(), &[("0", &floats(6))]));
+    let whole =
+        convolution("Conv1d", 10, |p| weight(p).tensor("0", 6, (1, &[1], &[1])).op(&half).op(b"\x89"));
+    let read = open(whole).unwrap();
+    let shape = |name: &str| match &read.entries[name] {
+        Entry::Tensor { tensor, .. } => tensor.shape().to_vec(),
+        other => panic!("{name}: {other:?}"),
+    };
+    assert_eq!((shape("c.weight"), shape("c.bias")), (vec![1, 2, 3], vec![1]));
+    assert!(matches!(read.entries["c.scale"], Entry::Scalar(s) if s == 0.5), "{:?}", read.entries);
+    assert!(matches!(read.entries["c.zero_point"], Entry::Scalar(z) if z == 7.0), "{:?}", read.entries);
+    assert_eq!(read.entries.len(), 4);
+    // Without a bias there is none.
+    let bare = open(convolution("ConvReLU1d", 10, |p| weight(p).op(b"N").op(&half).op(b"\x89"))).unwrap();
+    assert!(bare.entries.contains_key("c.weight") && !bare.entries.contains_key("c.bias"));
+    // Of another length, or another class, nobody knows which value is which: named, not guessed.
+    for (class, before) in [("Conv1d", 9), ("Conv1d", 11), ("LSTM", 10)] {
+        let p = convolution(class, before, |p| weight(p).op(b"N").op(&half).op(b"\x89"));
+        let read = open(p).unwrap();
+        assert_eq!(read.entries.len(), 1, "{class} {before}: {:?}", read.entries);
+        let Entry::Other(what) = &read.entries["c"] else { panic!("{:?}", read.entries) };
+        assert!(what.contains(class) && what.contains("cannot be read"), "{what}");
+    }
+    // Lies are caught as everywhere.
+    let outside = convolution("Conv1d", 10, |p| p.tensor("0", 6, (0, &[1 << 40], &[1])).op(b"NNN\x89"));
+    assert!(open(outside).unwrap_err().to_string().contains("outside its storage"));
 }
 
 #[test]

@@ -352,6 +352,7 @@ impl<'v, F: Fn(&str) -> Option<Bytes>> Walk<'v, F> {
         }
         match self.values.get(state) {
             Value::Dict(pairs) => self.pairs(name, pairs, true),
+            Value::Tuple(parts) => self.tuple_state(name, id, parts),
             _ => Ok(()),
         }
     }

@@ -14,6 +14,7 @@ use qberta_store::assemble::SCALE;
 use qberta_store::atomic::check_target;
 use qberta_store::layout::{self, Role};
 use qberta_store::manifest::{Decision, FileRecord, Input, RecipeRecord, Weight};
+use qberta_store::torch::Entry;
 use qberta_store::{Dtype, Source, Tensor, digest};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -187,6 +188,15 @@ impl Sorted {
                     remarks.insert(name.clone(), (true, reason));
                     tensors.insert(name, Tensor::from_f32(vec![0], &[])?);
                 }
+            }
+        }
+        // Only a module whose state nobody can read has an entry under its own name.
+        for (module, entry) in &subject.entries {
+            let Entry::Other(kind) = entry else { continue };
+            for part in ["weight", "bias"].iter().filter(|_| subject.modules.contains_key(module)) {
+                let name = format!("{module}.{part}");
+                remarks.insert(name.clone(), (true, format!("the file holds {kind}")));
+                tensors.insert(name, Tensor::from_f32(vec![0], &[])?);
             }
         }
         let names: Vec<String> = tensors.keys().cloned().collect();

@@ -3,7 +3,7 @@
 use super::Walk;
 use crate::safetensors::show;
 use crate::tensor::{Dtype, Tensor};
-use crate::torch::entry::{Quantized, numbers};
+use crate::torch::entry::{Entry, Quantized, numbers};
 use crate::torch::globals::{QDtype, QScheme};
 use crate::torch::value::{Id, Quantizer, Value};
 use qberta_kernels::mapped::Bytes;
@@ -54,6 +54,36 @@ impl<F: Fn(&str) -> Option<Bytes>> Walk<'_, F> {
         })
     }
 
+    /// A module that pickles itself as a tuple instead of a dict. Quantized convolutions do; what else does is
+    /// named, so that nobody takes its weights for missing.
+    pub(super) fn tuple_state(&mut self, name: &str, module: Id, parts: &[Id]) -> Result<()> {
+        let class = self.class(module);
+        // The end of torch's `_ConvNd.__getstate__`, whose ten values before are sizes.
+        let convolution = is_convolution(&class) && parts.len() == 15;
+        if let [.., weight, bias, scale, zero_point, _training] = *parts
+            && convolution
+            && self.is_weight(weight)
+        {
+            for (part, id) in
+                [("weight", weight), ("bias", bias), ("scale", scale), ("zero_point", zero_point)]
+            {
+                let key = if name.is_empty() { part.to_owned() } else { format!("{name}.{part}") };
+                let entry = match self.values.get(id) {
+                    Value::Int(v) => Entry::Scalar(*v as f64),
+                    Value::Float(v) => Entry::Scalar(*v),
+                    _ if self.is_weight(id) => self.weight(&key, id)?,
+                    _ => continue, // without a bias there is None
+                };
+                self.keep(key, entry)?;
+            }
+            return Ok(());
+        }
+        if parts.iter().any(|&p| self.is_weight(p)) {
+            self.keep(name.to_owned(), Entry::Other(format!("a {class}, whose state cannot be read")))?;
+        }
+        Ok(())
+    }
+
     /// The codes of a tensor of half bytes, one byte each, with its storage and size; `None` for others.
     fn nibbles(&self, id: Id) -> Result<Option<(Tensor, Id, usize)>> {
         let Value::Tensor { storage, offset, shape, .. } = self.values.get(id) else { return Ok(None) };
@@ -67,4 +97,10 @@ impl<F: Fn(&str) -> Option<Bytes>> Walk<'_, F> {
         let codes = bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(count.unwrap_or(0)).collect::<Vec<u8>>();
         Ok(Some((Tensor::new(Dtype::U8, shape.clone(), Bytes::from(codes))?, *storage, bytes.len())))
     }
+}
+
+/// Whether a class is one of torch's quantized convolutions, static or dynamic, of this or an older path.
+fn is_convolution(class: &str) -> bool {
+    let last = class.rsplit('.').next().unwrap_or(class);
+    class.starts_with("torch.") && class.contains(".quantized.") && last.contains("Conv")
 }
