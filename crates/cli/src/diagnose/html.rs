@@ -16,7 +16,8 @@ th{background:#f6f8fa}td.n,th.n{text-align:right;font-variant-numeric:tabular-nu
 .facts b{display:block;font-size:1.35em}.facts span{color:#57606a;font-size:13px}\
 p.how{color:#57606a;font-size:13.5px;max-width:56em}code{background:#f6f8fa;padding:0 .3em;border-radius:3px}\
 svg{width:100%;height:auto;display:block;margin:.8em 0}svg text{font:12px system-ui,sans-serif;fill:#1b1f24}\
-svg .end{text-anchor:end}svg .mid{text-anchor:middle}svg .rule{stroke:#e6e9ed}.bad{color:#b42318;font-weight:600}";
+svg .end{text-anchor:end}svg .mid{text-anchor:middle}svg .rule{stroke:#e6e9ed}.bad{color:#b42318;font-weight:600}\
+.wide{overflow-x:auto}.wide td{white-space:nowrap}.wide th.n{white-space:normal}";
 
 /// Places in the table, channels and changed answers shown.
 const PLACES: usize = 25;

@@ -58,7 +58,7 @@ pub fn page(job: &Job<'_>, judge: &Judge<'_>, palette: &Palette, memo: &Memo, fo
 /// A table; columns whose head starts with `>` hold numbers.
 fn rows(html: &mut String, heads: &[String], rows: impl Iterator<Item = Vec<String>>) {
     let class = |i: usize| if heads[i].starts_with('>') { " class='n'" } else { "" };
-    html.push_str("<table><tr>");
+    html.push_str("<div class='wide'><table><tr>");
     for (i, name) in heads.iter().enumerate() {
         let _ = write!(html, "<th{}>{}</th>", class(i), escape(name.trim_start_matches('>')));
     }
@@ -70,5 +70,5 @@ fn rows(html: &mut String, heads: &[String], rows: impl Iterator<Item = Vec<Stri
         }
         html.push_str("</tr>");
     }
-    html.push_str("</table>");
+    html.push_str("</table></div>");
 }

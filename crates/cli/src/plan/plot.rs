@@ -139,6 +139,7 @@ pub fn svg(dots: &[Dot], title: &str, shown: &dyn Fn(f64) -> String) -> String {
         path.join(" "),
         COLOURS[0]
     );
+    let mut labels: Vec<(f64, f64)> = Vec::new();
     for dot in dots {
         let (x, y) = place(dot);
         let (colour, radius) = match (dot.chosen, dot.on_curve) {
@@ -152,7 +153,13 @@ pub fn svg(dots: &[Dot], title: &str, shown: &dyn Fn(f64) -> String) -> String {
             escape(&dot.name)
         );
         if dot.chosen || !dot.on_curve {
-            let _ = write!(svg, "<text x='{:.1}' y='{:.1}'>{}</text>", x + 10.0, y - 6.0, escape(&dot.name));
+            // Below the labels that it would cover.
+            let (x, mut y) = (x + 10.0, y - 6.0);
+            while labels.iter().any(|(u, v)| (x - u).abs() < 120.0 && (y - v).abs() < 12.0) {
+                y += 14.0;
+            }
+            labels.push((x, y));
+            let _ = write!(svg, "<text x='{x:.1}' y='{y:.1}'>{}</text>", escape(&dot.name));
         }
     }
     svg.push_str("</svg>");
