@@ -42,7 +42,7 @@ pub use isa::Isa;
 pub use matrix::Matrix;
 pub use parallel::{Context, Threads};
 pub use rows::{
-    Activation, FixedGrid, InputGrid, QuantizedRows, RowGrid, Split, activate, add, add_layer_norm,
-    layer_norm, quantize_input, quantize_rows, quantize_rows_fixed, quantize_rows_split,
+    Activation, FixedGrid, InputGrid, QuantizedRows, RowGrid, SHIFT_MAX, Shaping, activate, add,
+    add_layer_norm, layer_norm, quantize_input, quantize_rows, quantize_rows_fixed, quantize_rows_split,
     quantize_weight_rows, softmax_row,
 };

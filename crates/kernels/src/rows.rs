@@ -10,11 +10,11 @@ pub(crate) use activation::Activate;
 pub use activation::{Activation, activate, add};
 pub(crate) use layer_norm::LayerNorm;
 pub use layer_norm::{add_layer_norm, layer_norm};
-pub(crate) use quantize::QuantizeRow;
 pub use quantize::{
-    FixedGrid, InputGrid, QuantizedRows, RowGrid, Split, quantize_input, quantize_rows, quantize_rows_fixed,
-    quantize_rows_split, quantize_weight_rows,
+    FixedGrid, InputGrid, QuantizedRows, RowGrid, SHIFT_MAX, Shaping, quantize_input, quantize_rows,
+    quantize_rows_fixed, quantize_rows_split, quantize_weight_rows,
 };
+pub(crate) use quantize::{QuantizeRow, Room};
 pub(crate) use softmax::exp_sum;
 pub use softmax::softmax_row;
 

@@ -3,7 +3,7 @@
 
 use qberta_kernels::{
     Activation, Context, InputGrid, Matrix, NormParameters, PackedF32, PackedI4, PackedI8, QuantizedRows,
-    Split, gemm_f32, gemm_f32_i4, gemm_f32_i8, gemm_i4, gemm_i8, gemm_i8_add_norm, gemm_i8_codes,
+    Shaping, gemm_f32, gemm_f32_i4, gemm_f32_i8, gemm_i4, gemm_i8, gemm_i8_add_norm, gemm_i8_codes,
     mapped::Bytes, quantize_input,
 };
 
@@ -25,8 +25,8 @@ pub enum Linear {
         bias: Option<Vec<f32>>,
         /// How a row of activations becomes codes.
         input: InputGrid,
-        /// Extra columns for outlier channels of the input.
-        split: Split,
+        /// What happens to the channels of the input first.
+        shaping: Shaping,
     },
     /// 4-bit weights in groups of inputs, activations quantized while running (W4A8).
     Int4 {
@@ -36,6 +36,8 @@ pub enum Linear {
         bias: Option<Vec<f32>>,
         /// How a row of activations becomes codes.
         input: InputGrid,
+        /// What happens to the channels of the input first; no extra columns.
+        shaping: Shaping,
     },
     /// 4-bit weights in groups of inputs, float activations.
     WeightInt4 {
@@ -58,11 +60,11 @@ impl Linear {
     pub fn forward(&self, cx: &Context, x: &Matrix) -> Matrix {
         match self {
             Linear::F32 { weight, bias } => gemm_f32(cx, x, weight, bias.as_deref()),
-            Linear::Int8 { weight, bias, input, split } => {
-                gemm_i8(cx, &quantize_input(cx, x, *input, split), weight, bias.as_deref())
+            Linear::Int8 { weight, bias, input, shaping } => {
+                gemm_i8(cx, &quantize_input(cx, x, *input, shaping), weight, bias.as_deref())
             }
-            Linear::Int4 { weight, bias, input } => {
-                gemm_i4(cx, &quantize_input(cx, x, *input, &Split::default()), weight, bias.as_deref())
+            Linear::Int4 { weight, bias, input, shaping } => {
+                gemm_i4(cx, &quantize_input(cx, x, *input, shaping), weight, bias.as_deref())
             }
             Linear::WeightInt4 { weight, bias } => gemm_f32_i4(cx, x, weight, bias.as_deref()),
             Linear::WeightInt8 { weight, bias } => gemm_f32_i8(cx, x, weight, bias.as_deref()),
@@ -71,13 +73,13 @@ impl Linear {
 
     /// [`Linear::forward`] of several linears on one input, whose codes are made once where they are the same.
     pub fn forward_all<const N: usize>(cx: &Context, linears: [&Linear; N], x: &Matrix) -> [Matrix; N] {
-        let mut made: Option<((InputGrid, &Split), QuantizedRows)> = None;
+        let mut made: Option<((InputGrid, &Shaping), QuantizedRows)> = None;
         linears.map(|linear| match linear {
-            Linear::Int8 { weight, bias, input, split } => {
-                let wanted = (*input, split);
+            Linear::Int8 { weight, bias, input, shaping } => {
+                let wanted = (*input, shaping);
                 let codes = match made.take() {
                     Some((grid, codes)) if grid == wanted => codes,
-                    _ => quantize_input(cx, x, *input, split),
+                    _ => quantize_input(cx, x, *input, shaping),
                 };
                 let y = gemm_i8(cx, &codes, weight, bias.as_deref());
                 made = Some((wanted, codes));
@@ -95,8 +97,8 @@ impl Linear {
         residual: &Matrix,
         norm: NormParameters,
     ) -> Option<Matrix> {
-        let Linear::Int8 { weight, bias, input, split } = self else { return None };
-        let codes = quantize_input(cx, x, *input, split);
+        let Linear::Int8 { weight, bias, input, shaping } = self else { return None };
+        let codes = quantize_input(cx, x, *input, shaping);
         Some(gemm_i8_add_norm(cx, &codes, weight, bias.as_deref(), residual, norm))
     }
 
@@ -108,34 +110,31 @@ impl Linear {
         x: &Matrix,
         norm: NormParameters,
     ) -> Option<Matrix> {
-        let Linear::Int8 { weight: w, bias: b, input, split } = up else { return None };
-        let Linear::Int8 { weight, bias, input: inner, split: inner_split } = down else { return None };
-        let codes = quantize_input(cx, x, *input, split);
-        let codes = gemm_i8_codes(cx, &codes, w, b.as_deref(), f, (*inner, inner_split));
+        let Linear::Int8 { weight: w, bias: b, input, shaping } = up else { return None };
+        let Linear::Int8 { weight, bias, input: inner, shaping: inner_shaping } = down else { return None };
+        let codes = quantize_input(cx, x, *input, shaping);
+        let codes = gemm_i8_codes(cx, &codes, w, b.as_deref(), f, (*inner, inner_shaping));
         Some(gemm_i8_add_norm(cx, &codes, weight, bias.as_deref(), x, norm))
     }
 
     /// The same with activations kept in f32: what runs once at load is not worth an error of its own.
     pub fn forward_float_input(&self, cx: &Context, x: &Matrix) -> Matrix {
         match self {
-            Linear::Int8 { weight, bias, .. } => {
-                // Float values need no extra columns: they stay zero and add nothing to any sum.
-                let mut wide = Matrix::zeros(x.rows(), weight.inp());
-                for i in 0..x.rows() {
-                    wide.row_mut(i)[..x.cols()].copy_from_slice(x.row(i));
-                }
-                gemm_f32_i8(cx, &wide, weight, bias.as_deref())
+            Linear::Int8 { weight, bias, shaping, .. } => {
+                gemm_f32_i8(cx, &smoothed(x, shaping, weight.inp()), weight, bias.as_deref())
             }
-            Linear::Int4 { weight, bias, .. } => gemm_f32_i4(cx, x, weight, bias.as_deref()),
+            Linear::Int4 { weight, bias, shaping, .. } => {
+                gemm_f32_i4(cx, &smoothed(x, shaping, weight.inp()), weight, bias.as_deref())
+            }
             _ => self.forward(cx, x),
         }
     }
 
-    /// The grid of the input and its extra columns, if it is quantized.
-    pub fn input(&self) -> Option<(InputGrid, Split)> {
+    /// The grid of the input and what happens to it first, if it is quantized.
+    pub fn input(&self) -> Option<(InputGrid, Shaping)> {
         match self {
-            Linear::Int8 { input, split, .. } => Some((*input, split.clone())),
-            Linear::Int4 { input, .. } => Some((*input, Split::default())),
+            Linear::Int8 { input, shaping, .. } => Some((*input, shaping.clone())),
+            Linear::Int4 { input, shaping, .. } => Some((*input, shaping.clone())),
             _ => None,
         }
     }
@@ -156,11 +155,23 @@ impl Linear {
     pub fn shape(&self) -> (usize, usize) {
         match self {
             Linear::F32 { weight, .. } => (weight.out(), weight.inp()),
-            Linear::Int8 { weight, split, .. } => (weight.out(), weight.inp() - split.columns().len()),
+            Linear::Int8 { weight, shaping, .. } => (weight.out(), weight.inp() - shaping.columns().len()),
             Linear::WeightInt8 { weight, .. } => (weight.out(), weight.inp()),
             Linear::Int4 { weight, .. } | Linear::WeightInt4 { weight, .. } => (weight.out(), weight.inp()),
         }
     }
+}
+
+/// `x` as a float product with shaped weights reads it: smoothed, with extra columns of zeros up to `cols`, since a
+/// float value needs no others and adds nothing to any sum there.
+fn smoothed(x: &Matrix, shaping: &Shaping, cols: usize) -> Matrix {
+    let mut wide = Matrix::zeros(x.rows(), cols);
+    for i in 0..x.rows() {
+        let row = &mut wide.row_mut(i)[..x.cols()];
+        row.copy_from_slice(x.row(i));
+        shaping.smooth(row);
+    }
+    wide
 }
 
 /// The element type of a float table kept as file bytes.

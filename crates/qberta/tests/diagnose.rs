@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use qberta::Row;
-use qberta::kernels::{FixedGrid, Matrix, PackedF32, PackedI8, RowGrid, Split, quantize_weight_rows};
+use qberta::kernels::{FixedGrid, Matrix, PackedF32, PackedI8, RowGrid, Shaping, quantize_weight_rows};
 use qberta::model::{Batch, Error, InputGrid, Linear, Model, Native, Sequence, Site, Slot, Weights, forward};
 use qberta::store::Source;
 use qberta::toolkit::diagnose::{Diagnosis, Stage, diagnose};
@@ -148,7 +148,7 @@ fn plain_int8(float: &Model) -> Model {
                     weight: PackedI8::pack(&codes, &scale, out, inp).unwrap(),
                     bias: bias.clone(),
                     input: InputGrid::Row(RowGrid::Asymmetric),
-                    split: Split::default(),
+                    shaping: Shaping::default(),
                 };
             }
         }

@@ -4,7 +4,7 @@ use crate::int4::{self, PARTS};
 use crate::layout::{self, LinearRole, Module, Role};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
-use qberta_kernels::{Context, FixedGrid, Operands, PackedF32, PackedI4, PackedI8, RowGrid, Split};
+use qberta_kernels::{Context, FixedGrid, Operands, PackedF32, PackedI4, PackedI8, RowGrid, Shaping};
 use qberta_model::{
     Architecture, Error, FloatFormat, HeadSlot, InputGrid, Linear, Model, Norm, Result, Site, Table,
     TalkingHeads, Weights,
@@ -21,12 +21,33 @@ pub const INPUT_GRID: [&str; 2] = ["input_scale", "input_zero_point"];
 /// How an int8 linear treats its input.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Int8Input {
-    /// Quantized per token while running, with extra columns for these channels (see [`Split`]).
-    Dynamic(RowGrid, Vec<u32>),
-    /// Quantized with the grid stored beside the weight, with extra columns for these channels.
-    Static(Vec<u32>),
+    /// Quantized per token while running.
+    Dynamic(RowGrid, Channels),
+    /// Quantized with the grid stored beside the weight.
+    Static(Channels),
     /// Left in float.
     Float,
+}
+
+/// What happens to the channels of an input before it is coded (see [`Shaping`]).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Channels {
+    /// The channel that each extra column repeats, ascending.
+    pub repeated: Vec<u32>,
+    /// The power of two that each channel is divided by; empty if none is.
+    pub shifts: Vec<i8>,
+}
+
+impl Channels {
+    fn is_empty(&self) -> bool {
+        self.repeated.is_empty() && self.shifts.is_empty()
+    }
+
+    fn shaping(&self, weight: &str, inp: usize) -> Result<Shaping> {
+        Shaping::new(self.repeated.clone(), inp)
+            .and_then(|shaping| shaping.smoothed(&self.shifts, inp))
+            .map_err(|e| Error::corrupt("channels of the input are unusable").at(weight).found(e))
+    }
 }
 
 /// What became of the tensors of a checkpoint.
@@ -217,7 +238,7 @@ impl<'t> Builder<'t> {
             Role::Scores { layer } => {
                 let operands = match input {
                     Int8Input::Float => Operands::Float,
-                    Int8Input::Dynamic(RowGrid::Symmetric, split) if split.is_empty() => Operands::Int8,
+                    Int8Input::Dynamic(RowGrid::Symmetric, channels) if channels.is_empty() => Operands::Int8,
                     _ => {
                         return Err(Error::corrupt("attention scores cannot be computed like this")
                             .at(name)
@@ -296,8 +317,9 @@ impl<'t> Builder<'t> {
                     let scale = select(scale, role.inp / group, &rows);
                     let weight = pack_int4(weight, &codes, &scale, [out, role.inp], *group)?;
                     match &run {
-                        Some((input, channels)) if channels.is_empty() => {
-                            Linear::Int4 { weight, bias, input: *input }
+                        Some((input, channels)) if channels.repeated.is_empty() => {
+                            let shaping = channels.shaping(module, role.inp)?;
+                            Linear::Int4 { weight, bias, input: *input, shaping }
                         }
                         Some(_) => {
                             return Err(
@@ -313,11 +335,10 @@ impl<'t> Builder<'t> {
                     let scale: Vec<f32> = rows.iter().map(|&r| scale[r]).collect();
                     match &run {
                         Some((input, channels)) => {
-                            let split = Split::new(channels.clone(), role.inp).map_err(|e| {
-                                Error::corrupt("split channels are unusable").at(weight).found(e)
-                            })?;
-                            let packed = pack_int8(weight, codes, &scale, (out, role.inp), split.columns())?;
-                            Linear::Int8 { weight: packed, bias, input: *input, split }
+                            let shaping = channels.shaping(weight, role.inp)?;
+                            let packed =
+                                pack_int8(weight, codes, &scale, (out, role.inp), shaping.columns())?;
+                            Linear::Int8 { weight: packed, bias, input: *input, shaping }
                         }
                         None => {
                             let packed = pack_int8(weight, codes, &scale, (out, role.inp), &[])?;

@@ -3,7 +3,7 @@
 //! Canonical bytes: two-space JSON, keys sorted, one newline at the end. The manifest carries the digest
 //! of its own canonical bytes (with that field empty), so a changed byte anywhere in it is caught too.
 
-use crate::assemble::Int8Input;
+use crate::assemble::{Channels, Int8Input};
 use crate::digest;
 use qberta_kernels::RowGrid;
 use qberta_model::{Error, Result};
@@ -16,7 +16,7 @@ pub const NAME: &str = "qberta.json";
 /// Newest version of the artefact format; older ones are read too.
 ///
 /// 1: dynamic and weight-only modules. 2: static inputs and the record of their calibration, gates, recipe files.
-/// 3: 4-bit group weights, weights fitted to data. 4: attention scores from int8 codes.
+/// 3: 4-bit group weights, weights fitted to data. 4: attention scores from int8 codes, smoothing, QuantEase.
 /// A manifest carries the lowest version that can say what it says ([`Manifest::seal`]), so what version 1 could
 /// say is written as version 1, byte for byte.
 pub const FORMAT_VERSION: u32 = 4;
@@ -50,6 +50,9 @@ pub struct Manifest {
     pub probes: Vec<Probe>,
     /// What was asked.
     pub recipe: RecipeRecord,
+    /// Smoothing of quantized inputs by module: the power of two that each channel is divided by (version 4).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub smooth: BTreeMap<String, Vec<i8>>,
     /// Where the weights came from: digests of the source files by name.
     pub source: BTreeMap<String, FileRecord>,
     /// Extra input columns of int8 modules: the channel each one repeats, ascending.
@@ -79,6 +82,8 @@ pub enum Rounding {
     Nearest,
     /// One input after the other, each making up for the error of those before on the calibration data.
     Gptq,
+    /// GPTQ, and then code by code as long as the outputs on the calibration data get closer (version 4).
+    Quantease,
 }
 
 /// The data that set the scales of static inputs, or that weights were fitted to.
@@ -264,14 +269,17 @@ pub struct Probe {
 impl Manifest {
     /// How `module` treats its input, as the loader needs to know it.
     pub fn int8_input(&self, module: &str) -> Int8Input {
-        let split = || self.splits.get(module).cloned().unwrap_or_default();
+        let channels = || Channels {
+            repeated: self.splits.get(module).cloned().unwrap_or_default(),
+            shifts: self.smooth.get(module).cloned().unwrap_or_default(),
+        };
         let grid = match self.plan.get(module).map(|d| d.input) {
             None | Some(Input::Float) => return Int8Input::Float,
-            Some(Input::TensorStatic) => return Int8Input::Static(split()),
+            Some(Input::TensorStatic) => return Int8Input::Static(channels()),
             Some(Input::TokenSymmetric) => RowGrid::Symmetric,
             Some(Input::TokenAsymmetric) => RowGrid::Asymmetric,
         };
-        Int8Input::Dynamic(grid, split())
+        Int8Input::Dynamic(grid, channels())
     }
 
     /// Whether some input of the plan is static.
@@ -282,10 +290,18 @@ impl Manifest {
     /// Whether plan and calibration belong together.
     fn consistent(&self) -> Result<()> {
         let is_static = self.is_static();
+        let coded = |module: &String| {
+            self.plan.get(module).is_some_and(|d| d.weight != Weight::Float && d.input != Input::Float)
+        };
+        if let Some(module) = self.smooth.keys().find(|m| !coded(m)) {
+            return Err(Error::corrupt("smoothing is recorded for a module whose input is not quantized")
+                .at(NAME)
+                .found(module));
+        }
         if self.fitted == Some(FitRecord { bias_correction: false, rounding: Rounding::Nearest }) {
             return Err(Error::corrupt("weights are recorded as fitted, in no way").at(NAME));
         }
-        match (&self.calibration, is_static || self.fitted.is_some()) {
+        match (&self.calibration, is_static || self.fitted.is_some() || !self.smooth.is_empty()) {
             (Some(c), true) if c.observer.is_some() != is_static => {
                 Err(Error::corrupt("calibration names an observer exactly if an input is static").at(NAME))
             }
@@ -293,7 +309,7 @@ impl Manifest {
             (None, false) => Ok(()),
             (Some(_), true) => Err(Error::corrupt("model was calibrated on nothing").at(NAME)),
             (None, true) if !is_static => {
-                Err(Error::corrupt("weights are fitted, but no calibration is recorded").at(NAME))
+                Err(Error::corrupt("weights are fitted or smoothed, but no calibration is recorded").at(NAME))
             }
             (Some(_), false) => {
                 Err(Error::corrupt("calibration is recorded, but no input of the plan is static").at(NAME))
@@ -309,7 +325,9 @@ impl Manifest {
 
     /// The lowest format version that can say what this manifest says.
     fn version(&self) -> u32 {
-        if self.plan.values().any(|d| *d == Decision::INT8_SCORES) {
+        let scores = self.plan.values().any(|d| *d == Decision::INT8_SCORES);
+        let descended = self.fitted.is_some_and(|f| f.rounding == Rounding::Quantease);
+        if scores || descended || !self.smooth.is_empty() {
             return 4;
         }
         if self.fitted.is_some() || self.plan.values().any(|d| matches!(d.weight, Weight::Int4(_))) {

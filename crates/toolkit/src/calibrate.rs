@@ -9,7 +9,8 @@ use crate::observe::{Channels, Method, Observer};
 use crate::outliers;
 use crate::plan::Plan;
 use crate::quantize::Progress;
-use qberta_kernels::{Context, FixedGrid, Matrix, Split};
+use crate::smooth::Shifts;
+use qberta_kernels::{Context, FixedGrid, Matrix, Shaping};
 use qberta_model::{Batch, Error, Model, Observe, Observed, Result, Sequence, Site, Tap, forward};
 use qberta_store::digest;
 use qberta_store::layout::{self, Role};
@@ -52,13 +53,13 @@ pub(crate) struct Calibrated {
     pub report: CalibrationReport,
 }
 
-/// Calibrates every static input of `plan` on the float `model`, whose inputs get the extra columns `splits`.
+/// Calibrates every static input of `plan` on the float `model`, whose inputs get these extra columns and shifts.
 ///
 /// Errors: no sequence, a sequence the model cannot take, activations that are not finite.
 pub(crate) fn calibrate(
     model: &Model,
     plan: &Plan,
-    splits: &BTreeMap<String, Vec<u32>>,
+    channels: (&BTreeMap<String, Vec<u32>>, &Shifts),
     data: Calibration<'_>,
     cx: &Context,
     progress: &dyn Progress,
@@ -67,7 +68,7 @@ pub(crate) fn calibrate(
         return Err(empty());
     }
     progress.stage("calibrating", data.sequences.len() as u64);
-    let inputs = inputs(model, plan, splits, data.method)?;
+    let inputs = inputs(model, plan, channels, data.method)?;
     let held_out = (data.sequences.len() / HELD_OUT).max(usize::from(data.sequences.len() > 1));
     let (main, tail) = data.sequences.split_at(data.sequences.len() - held_out);
 
@@ -150,19 +151,38 @@ fn fingerprint(sequences: &[Sequence]) -> String {
 pub(crate) fn splits(
     model: &Model,
     plan: &Plan,
+    smooth: &Shifts,
     data: Calibration<'_>,
     cx: &Context,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, Vec<u32>>> {
-    progress.stage("finding outlier channels", data.sequences.len() as u64);
-    let inputs = inputs(model, plan, &BTreeMap::new(), data.method)?;
-    let mut reach = Reach(inputs.keys().map(|site| (*site, Channels::default())).collect());
-    run(model, data.sequences, &mut reach, cx, progress)?;
+    let inputs = inputs(model, plan, (&BTreeMap::new(), smooth), data.method)?;
+    let sites: Vec<Site> = inputs.keys().copied().collect();
+    let reach = reach(model, &sites, data, cx, progress)?;
     Ok(inputs
         .into_iter()
-        .map(|(site, input)| (input.module, outliers::split_by(&reach.0[&site].magnitudes())))
+        .map(|(site, input)| {
+            let magnitudes = outliers::smoothed(reach[&site].magnitudes(), smooth.get(&input.module));
+            (input.module, outliers::split_by(&magnitudes))
+        })
         .filter(|(_, columns)| !columns.is_empty())
         .collect())
+}
+
+/// How far the channels of the inputs at `sites` reach on the data.
+///
+/// Errors: a sequence the model cannot take.
+pub(crate) fn reach(
+    model: &Model,
+    sites: &[Site],
+    data: Calibration<'_>,
+    cx: &Context,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<Site, Channels>> {
+    progress.stage("finding outlier channels", data.sequences.len() as u64);
+    let mut reach = Reach(sites.iter().map(|site| (*site, Channels::default())).collect());
+    run(model, data.sequences, &mut reach, cx, progress)?;
+    Ok(reach.0)
 }
 
 /// How far the channels of each input reach.
@@ -186,7 +206,7 @@ impl Observe for &mut Reach {
 #[derive(Clone)]
 struct Watched {
     module: String,
-    split: Split,
+    split: Shaping,
     observer: Observer,
     /// Counts what it clips, once it is set.
     grid: Option<FixedGrid>,
@@ -197,7 +217,7 @@ struct Watched {
 impl Watched {
     fn see(&mut self, x: &Matrix) {
         let shared: Vec<f32>;
-        let values = if self.split.columns().is_empty() {
+        let values = if self.split == Shaping::default() {
             x.as_slice()
         } else {
             shared = (0..x.rows()).flat_map(|i| self.split.shared(x.row(i))).collect();
@@ -227,7 +247,7 @@ impl Watched {
 fn inputs(
     model: &Model,
     plan: &Plan,
-    splits: &BTreeMap<String, Vec<u32>>,
+    (splits, smooth): (&BTreeMap<String, Vec<u32>>, &Shifts),
     method: Method,
 ) -> Result<BTreeMap<Site, Watched>> {
     let mut inputs = BTreeMap::new();
@@ -239,8 +259,10 @@ fn inputs(
         };
         // Of a fused projection the value sees every token, the query of the last layer only those asked.
         let Some((site, _)) = role.sites.last() else { continue };
-        let split = Split::new(splits.get(&module.name).cloned().unwrap_or_default(), role.inp)
-            .map_err(|e| Error::corrupt("split channels are unusable").at(&module.name).found(e))?;
+        let shifts = smooth.get(&module.name).map_or(&[][..], Vec::as_slice);
+        let split = Shaping::new(splits.get(&module.name).cloned().unwrap_or_default(), role.inp)
+            .and_then(|split| split.smoothed(shifts, role.inp))
+            .map_err(|e| Error::corrupt("channels of the input are unusable").at(&module.name).found(e))?;
         let observer = Observer::new(method);
         let watched = Watched { module: module.name, split, observer, grid: None, clipped: 0, values: 0 };
         inputs.insert(*site, watched);

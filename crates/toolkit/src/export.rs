@@ -5,6 +5,7 @@ use crate::hf_config::artefact_config;
 use crate::plan::Plan;
 use crate::quantize::{WEIGHTS, companions};
 use crate::verify::check_digests;
+use crate::{smooth, weights};
 use qberta_kernels::Context;
 use qberta_model::{Error, Result};
 use qberta_store::assemble::INPUT_GRID;
@@ -73,7 +74,15 @@ pub fn export_source(source: &Source, out: &Path, target: Target, cx: &Context) 
             read.insert(name.clone(), tensor.clone());
         }
     }
-    let tensors = to_float(&read)?;
+    let mut tensors = to_float(&read)?;
+    for (module, shifts) in source.manifest.iter().flat_map(|m| &m.smooth) {
+        // A float model divides no inputs, so its weights are not multiplied.
+        let name = format!("{module}.weight");
+        let Some(tensor) = tensors.get(&name) else { continue };
+        let values = smooth::scaled(weights::values(&name, tensor)?, shifts, -1);
+        let tensor = Tensor::from_f32(tensor.shape().to_vec(), &values)?;
+        tensors.insert(name, tensor);
+    }
     let coded = |(name, t): &(&String, &Tensor)| t.dtype() == Dtype::I8 || name.ends_with(PACKED);
     let dequantized = read.iter().filter(coded).count();
     let (count, bytes) = match target {
@@ -84,7 +93,7 @@ pub fn export_source(source: &Source, out: &Path, target: Target, cx: &Context) 
 }
 
 fn directory(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path) -> Result<(usize, u64)> {
-    let mut config = artefact_config(&source.config, &source.arch, &Plan::new(), &BTreeMap::new());
+    let mut config = artefact_config(&source.config, &source.arch, &Plan::new(), &Default::default());
     config.remove("quantization_config");
     let own = |m: &layout::Module| {
         matches!(m.role, Role::Vocabulary { .. }) && tensors.contains_key(&format!("{}.weight", m.name))
@@ -98,10 +107,10 @@ fn directory(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path)
         serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
     text.push(b'\n');
     let staging = Staging::begin(out)?;
-    let weights = safetensors::write(&tensors)?;
-    staging.write(WEIGHTS, &weights)?;
+    let file = safetensors::write(&tensors)?;
+    staging.write(WEIGHTS, &file)?;
     staging.write(CONFIG, &text)?;
-    let mut bytes = (weights.len() + text.len()) as u64;
+    let mut bytes = (file.len() + text.len()) as u64;
     for name in companions(source) {
         let path = source.dir.join(&name);
         let content =

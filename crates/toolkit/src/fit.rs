@@ -1,4 +1,4 @@
-//! Weights fitted to data: rounded so that the outputs on calibration data change least (GPTQ), biases that make up
+//! Weights fitted to data: rounded so that the outputs on calibration data change least (GPTQ, QuantEase), biases that make up
 //! for the mean error of the outputs.
 //!
 //! Modules are fitted in the order of the network, each on the inputs that it gets from the modules already
@@ -12,6 +12,7 @@
 
 mod gptq;
 mod hessian;
+mod quantease;
 
 use crate::calibrate::Calibration;
 use crate::plan::Plan;
@@ -43,8 +44,20 @@ pub(crate) struct Job<'a> {
     pub plan: &'a Plan,
     /// What is asked.
     pub how: FitRecord,
+    /// What channels of a module's input are divided by, as powers of two; its weights here are multiplied by them.
+    pub smooth: &'a BTreeMap<String, Vec<i8>>,
     /// Loads the model in which a plan is carried out on these tensors.
     pub load: &'a Load<'a>,
+}
+
+impl Job<'_> {
+    /// What each channel of the input of `part` is multiplied by.
+    fn factors(&self, part: &Part) -> Vec<f64> {
+        match self.smooth.get(&part.module) {
+            Some(shifts) => shifts.iter().map(|s| 2f64.powi(-i32::from(*s))).collect(),
+            None => vec![1.0; part.role.inp],
+        }
+    }
 }
 
 /// A linear to fit.
@@ -80,7 +93,7 @@ pub(crate) fn fit(
     let arch = job.float.architecture();
     let steps = steps(arch, job.plan);
     progress.stage("fitting weights", ((steps.len() + 1) * data.sequences.len()) as u64);
-    let fits = job.how.rounding == Rounding::Gptq;
+    let fits = job.how.rounding != Rounding::Nearest;
     let table = relative_table(arch, job.float, data, cx);
     let mut before = Watch::new(cx);
     if job.how.bias_correction {
@@ -102,7 +115,9 @@ pub(crate) fn fit(
             let seen = step.site().and_then(|site| now.seen.get(&site).map(|s| (site, s)));
             let fitted = fit_part(job, part, seen.map(|(_, s)| s), table.as_ref(), &tensors, cx)?;
             if let (true, Some((site, seen))) = (job.how.bias_correction, seen) {
-                let means = [before.seen[&site].mean(), seen.mean()];
+                let factors = job.factors(part);
+                let smoothed = |mean: Vec<f64>| mean.iter().zip(&factors).map(|(m, f)| m * f).collect();
+                let means = [smoothed(before.seen[&site].mean()), smoothed(seen.mean())];
                 correct_biases(arch, part, &fitted, means, &mut tensors)?;
             }
             let decision = job.plan[&part.module];
@@ -176,7 +191,7 @@ fn fit_part(
     let values = weights::values(&name, tensor)?;
     let shape = [part.role.out, part.role.inp];
     let weight = job.plan[&part.module].weight;
-    let coded = if job.how.rounding == Rounding::Gptq {
+    let coded = if job.how.rounding != Rounding::Nearest {
         let positions = part.role.sites.iter().all(|(s, _)| is_position(*s));
         let hidden = seen.and_then(|s| s.hessian.clone()).filter(|_| !positions);
         let table = table.filter(|_| positions || shares_table(job.float.architecture(), &part.role));
@@ -189,12 +204,25 @@ fn fit_part(
             (None, Some(table)) => table.clone(),
             (None, None) => Hessian::new(part.role.inp),
         };
-        let factor = hessian.factor(SORTED, cx).ok_or_else(|| {
+        let not_finite = || {
             Error::corrupt("activations are not finite")
                 .at(&part.module)
                 .hint("the float model overflows on this data; check it in its original framework")
-        })?;
-        gptq::gptq(&values, shape, weight, &factor, cx.threads.count())
+        };
+        let hessian = hessian.scaled(&job.factors(part), cx);
+        let threads = cx.threads.count();
+        let gram = match job.how.rounding {
+            Rounding::Quantease => Some(hessian.clone().gram(cx).ok_or_else(not_finite)?),
+            _ => None,
+        };
+        let factor = hessian.factor(SORTED, cx).ok_or_else(not_finite)?;
+        let coded = gptq::gptq(&values, shape, weight, &factor, threads);
+        match (coded, gram) {
+            (Some(coded), Some(gram)) => {
+                Some(quantease::descend(&values, shape, weight, &gram, coded, threads))
+            }
+            (coded, _) => coded,
+        }
     } else {
         weights::nearest(&values, shape[0], shape[1], weight)
     };

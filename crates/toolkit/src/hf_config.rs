@@ -2,18 +2,20 @@
 //! of compressed-tensors 0.20), so that Hugging Face tools read the same directory.
 
 use crate::plan::Plan;
+use crate::quantize::Channels;
 use qberta_model::{Architecture, Family, Task};
 use qberta_store::layout::{self, Role};
 use qberta_store::manifest::{Decision, Input, Weight};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// The configuration to write beside weights quantized by `plan`, with extra input columns by `splits`.
+/// The configuration to write beside weights quantized by `plan`, with these extra input columns and
+/// smoothing shifts.
 pub fn artefact_config(
     source: &Map<String, Value>,
     arch: &Architecture,
     plan: &Plan,
-    splits: &BTreeMap<String, Vec<u32>>,
+    channels: &Channels,
 ) -> Map<String, Value> {
     let mut config = source.clone();
     // A bare pre-trained config names no class; readers need one to know which head the weights have.
@@ -31,7 +33,7 @@ pub fn artefact_config(
     {
         config.insert("tie_word_embeddings".into(), json!(false)); // the projection is stored on its own
     }
-    config.insert("quantization_config".into(), quantization_config(arch, plan, splits));
+    config.insert("quantization_config".into(), quantization_config(arch, plan, channels));
     config
 }
 
@@ -52,7 +54,7 @@ fn class_name(source: &Map<String, Value>, arch: &Architecture) -> String {
     format!("{stem}{}", arch.head.task.class_suffix())
 }
 
-fn quantization_config(arch: &Architecture, plan: &Plan, splits: &BTreeMap<String, Vec<u32>>) -> Value {
+fn quantization_config(arch: &Architecture, plan: &Plan, (splits, smooth): &Channels) -> Value {
     let mut groups: BTreeMap<String, (Vec<String>, Decision)> = BTreeMap::new();
     let mut ignore = Vec::new();
     for module in layout::modules(arch) {
@@ -86,13 +88,16 @@ fn quantization_config(arch: &Architecture, plan: &Plan, splits: &BTreeMap<Strin
     }
     let config_groups: Map<String, Value> =
         groups.into_iter().map(|(name, (targets, d))| (name, scheme(targets, d))).collect();
+    // compressed-tensors has no word for smoothing and would run the multiplied weights as they are. A method that
+    // nobody else knows is refused.
+    let method = if smooth.is_empty() { "compressed-tensors" } else { "qberta" };
     json!({
         "config_groups": config_groups,
         "format": "mixed-precision",
         "global_compression_ratio": null,
         "ignore": ignore,
         "kv_cache_scheme": null,
-        "quant_method": "compressed-tensors",
+        "quant_method": method,
         "quantization_status": "compressed",
         "sparsity_config": {},
         "transform_config": {},

@@ -16,6 +16,7 @@ pub mod quantize;
 pub mod recipe;
 pub mod select;
 pub mod shapes;
+mod smooth;
 pub mod verify;
 pub mod weights;
 

@@ -7,6 +7,7 @@ use crate::outliers;
 use crate::plan::{Plan, plan};
 use crate::probe;
 use crate::recipe::Recipe;
+use crate::smooth::{self, Shifts};
 use crate::verify::verify_at;
 use crate::weights;
 use qberta_kernels::Context;
@@ -136,13 +137,13 @@ fn source_under(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let Conditions { calibration, gate } = conditions;
-    let Quantized { source, tensors, plan, splits, account, record, report: calibration } =
+    let Quantized { source, tensors, plan, channels, account, record, report: calibration } =
         transform(source, recipe, calibration, cx, progress)?;
     let artefact = Artefact {
         source: &source,
         tensors,
         plan: &plan,
-        splits,
+        channels,
         ignored: &account.ignored,
         recipe: recipe.record(),
         provenance: source_records(&source)?,
@@ -195,9 +196,9 @@ pub fn quantize_in_memory_under(
     cx: &Context,
     progress: &dyn Progress,
 ) -> Result<Source> {
-    let Quantized { source, tensors, plan, splits, account, .. } =
+    let Quantized { source, tensors, plan, channels, account, .. } =
         transform(source, recipe, calibration, cx, progress)?;
-    let manifest = unproven(plan, splits, account.ignored, recipe.record());
+    let manifest = unproven(plan, channels, account.ignored, recipe.record());
     in_memory(&source, source.config.clone(), manifest, tensors)
 }
 
@@ -206,7 +207,7 @@ struct Quantized {
     source: Source,
     tensors: BTreeMap<String, Tensor>,
     plan: Plan,
-    splits: BTreeMap<String, Vec<u32>>,
+    channels: Channels,
     account: Account,
     record: Option<CalibrationRecord>,
     report: Option<CalibrationReport>,
@@ -227,7 +228,7 @@ fn transform(
     }
     let plan = plan(&source.arch, recipe)?;
     let is_static = plan.values().any(|d| d.input == Input::TensorStatic);
-    let asks = is_static || recipe.fit().is_some();
+    let asks = is_static || recipe.fit().is_some() || recipe.smooth.is_some();
     if asks && data.is_none() {
         return Err(Error::input(format!("recipe {} needs calibration data", recipe.name))
             .at("--calibration")
@@ -244,31 +245,34 @@ fn transform(
     // Building the float model checks every tensor (presence, shape, finite values) before any work.
     let Loaded { model, mut account } = source.load(cx)?;
     progress.step();
-    let mut splits = splits(&model, &plan);
+    let smooth = match recipe.smooth.zip(data) {
+        Some((alpha, data)) => smooth::shifts(&model, &plan, alpha, data, cx, progress)?,
+        None => Shifts::new(),
+    };
+    let mut splits = splits(&model, &plan, &smooth);
     let static_data = data.filter(|_| is_static);
     if let Some(data) = static_data {
         // What calibration saw is better than what the weights predict.
         splits.retain(|module, _| plan.get(module).is_none_or(|d| d.input != Input::TensorStatic));
-        let seen = calibrate::splits(&model, &plan, data, cx, progress)?;
+        let seen = calibrate::splits(&model, &plan, &smooth, data, cx, progress)?;
         splits.extend(seen.into_iter().filter(|(module, _)| may_split(&plan, module)));
     }
-    let calibrate = |data| calibrate(&model, &plan, &splits, data, cx, progress);
+    let calibrate = |data| calibrate(&model, &plan, (&splits, &smooth), data, cx, progress);
     let calibrated = static_data.map(calibrate).transpose()?;
 
     let mut kept = account.used.clone();
-    let source = untied(source, &plan, &mut kept)?;
+    let source = smooth::apply(untied(source, &plan, &mut kept)?, &smooth)?;
     account.ignored.retain(|name, _| !kept.contains(name));
     let mut tensors = match recipe.fit().zip(data) {
         None => weights::all(&source, &plan, &kept, progress)?,
         Some((how, data)) => {
             let load = |plan: &Plan, tensors: &BTreeMap<String, Tensor>| {
-                let splits = splits.iter().filter(|(module, _)| plan.contains_key(*module));
-                let splits = splits.map(|(m, s)| (m.clone(), s.clone())).collect();
-                let manifest = unproven(plan.clone(), splits, BTreeMap::new(), recipe.record());
+                let channels = (of_plan(&splits, plan), of_plan(&smooth, plan));
+                let manifest = unproven(plan.clone(), channels, BTreeMap::new(), recipe.record());
                 let partial = in_memory(&source, source.config.clone(), manifest, tensors.clone())?;
                 Ok(partial.load(cx)?.model)
             };
-            let job = fit::Job { float: &model, plan: &plan, how, load: &load };
+            let job = fit::Job { float: &model, plan: &plan, how, smooth: &smooth, load: &load };
             // Only linears are fitted; a table has no inputs.
             let linears: Vec<String> = fit::linears(&source.arch, &plan);
             let tables = plan.iter().filter(|(n, _)| !linears.contains(n)).map(|(n, d)| (n.clone(), *d));
@@ -286,13 +290,22 @@ fn transform(
         }
     }
     let report = calibrated.map(|c| c.report);
-    Ok(Quantized { source, tensors, plan, splits, account, record, report })
+    Ok(Quantized { source, tensors, plan, channels: (splits, smooth), account, record, report })
+}
+
+/// Extra columns and smoothing shifts by module.
+pub(crate) type Channels = (BTreeMap<String, Vec<u32>>, Shifts);
+
+/// What concerns modules of `plan`.
+fn of_plan<T: Clone>(all: &BTreeMap<String, T>, plan: &Plan) -> BTreeMap<String, T> {
+    let some = all.iter().filter(|(module, _)| plan.contains_key(*module));
+    some.map(|(module, value)| (module.clone(), value.clone())).collect()
 }
 
 /// A manifest that says how to run quantized tensors, without digests and probes.
 fn unproven(
     plan: Plan,
-    splits: BTreeMap<String, Vec<u32>>,
+    (splits, smooth): Channels,
     ignored: BTreeMap<String, String>,
     recipe: RecipeRecord,
 ) -> Manifest {
@@ -307,6 +320,7 @@ fn unproven(
         plan,
         probes: Vec::new(),
         recipe,
+        smooth,
         source: BTreeMap::new(),
         splits,
         tensors: BTreeMap::new(),
@@ -333,8 +347,8 @@ pub(crate) struct Artefact<'a> {
     pub tensors: BTreeMap<String, Tensor>,
     /// How each quantizable module is stored and run.
     pub plan: &'a Plan,
-    /// Extra columns for outlier channels.
-    pub splits: BTreeMap<String, Vec<u32>>,
+    /// Extra columns for outlier channels, and smoothing.
+    pub channels: Channels,
     /// Tensors left out, with the reason.
     pub ignored: &'a BTreeMap<String, String>,
     /// What was asked.
@@ -365,7 +379,7 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
         source,
         tensors,
         plan,
-        splits,
+        channels,
         ignored,
         recipe,
         provenance,
@@ -375,7 +389,7 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
         out,
     } = artefact;
     let file = safetensors::write(&tensors)?;
-    let config = artefact_config(&source.config, &source.arch, plan, &splits);
+    let config = artefact_config(&source.config, &source.arch, plan, &channels);
     let mut config_bytes =
         serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
     config_bytes.push(b'\n');
@@ -387,7 +401,7 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
         fitted,
         source: provenance,
         tensors: tensors.iter().map(|(n, t)| (n.clone(), digest::of_tensor(t))).collect(),
-        ..unproven(plan.clone(), splits, ignored.clone(), recipe)
+        ..unproven(plan.clone(), channels, ignored.clone(), recipe)
     };
     // The model as it stands in memory says what the file must answer once it is read back.
     let plain = config.clone().into_iter().filter(|(k, _)| k != "quantization_config").collect();
@@ -467,13 +481,15 @@ fn may_split(plan: &Plan, module: &str) -> bool {
 }
 
 /// Extra columns for the outlier channels of every module whose input is quantized.
-pub(crate) fn splits(model: &Model, plan: &Plan) -> BTreeMap<String, Vec<u32>> {
+pub(crate) fn splits(model: &Model, plan: &Plan, smooth: &Shifts) -> BTreeMap<String, Vec<u32>> {
     layout::modules(model.architecture())
         .into_iter()
         .filter_map(|module| match (plan.get(&module.name), &module.role) {
             // The sites of one module share its input.
             (Some(d), Role::Linear(role)) if d.input != Input::Float && may_split(plan, &module.name) => {
-                Some((module.name, outliers::split(model, role.sites.first()?.0)))
+                let shifts = smooth.get(&module.name);
+                let columns = outliers::split(model, role.sites.first()?.0, shifts);
+                Some((module.name, columns))
             }
             _ => None,
         })

@@ -65,6 +65,8 @@ pub struct Recipe {
     pub scores: Scores,
     /// How weights become codes.
     pub rounding: Rounding,
+    /// How far outlier channels of inputs move into the weights (the alpha of SmoothQuant); `None`: not at all.
+    pub smooth: Option<f64>,
     /// Whether biases make up for the mean error of the outputs on calibration data.
     pub bias_correction: bool,
     /// Exceptions, in order.

@@ -9,7 +9,7 @@ use super::{I8, PackedI8, check, compute, gemm_i8, gemm_i8_by};
 use crate::matrix::Lines;
 use crate::parallel::{Tile, for_each_tile, steps};
 use crate::rows::{
-    Activate, Activation, InputGrid, LayerNorm, QuantizedRows, Split, add_layer_norm, quantize_input,
+    Activate, Activation, InputGrid, LayerNorm, QuantizedRows, Room, Shaping, add_layer_norm, quantize_input,
 };
 use crate::{Context, Matrix};
 
@@ -32,7 +32,7 @@ pub fn gemm_i8_codes(
     w: &PackedI8,
     bias: Option<&[f32]>,
     f: Activation,
-    (grid, split): (InputGrid, &Split),
+    (grid, split): (InputGrid, &Shaping),
 ) -> QuantizedRows {
     check(x, w, bias);
     let Some(strips) = strips(cx, x.rows(), w.out()) else {
@@ -49,14 +49,14 @@ pub fn gemm_i8_codes(
     let height = strips[0].len();
     let mut parts: Vec<_> = strips.into_iter().zip(rows.chunks_mut(height)).collect();
     cx.threads.for_each_rows(&mut parts, 1, 1, |_, parts| {
-        let mut shared = Vec::new();
+        let mut room = Room::default();
         for (strip, to) in parts {
             with_room(strip.len() * w.out(), |values| {
                 let mut tile = Tile::over(values, w.out(), strip.len(), w.out());
                 compute(cx.isa, I8::part(x, w, bias, strip, &(0..w.out())), &mut tile);
                 for (values, to) in values.chunks_exact_mut(w.out()).zip(to.iter_mut()) {
                     cx.isa.run(Activate { f, values });
-                    to.fill(cx.isa, values, grid, split, &mut shared);
+                    to.fill(cx.isa, values, grid, split, &mut room);
                 }
             });
         }
@@ -141,7 +141,7 @@ mod tests {
             let residual = matrix(rows, out, 4);
             let (gain, shift) = (values(out, 5), values(out, 6));
             let norm = NormParameters { weight: &gain, bias: &shift, eps: 1e-7 };
-            let split = Split::new(vec![3, 3, 17], out).unwrap();
+            let split = Shaping::new(vec![3, 3, 17], out).unwrap();
             let grids =
                 [InputGrid::Row(RowGrid::Asymmetric), InputGrid::Fixed(FixedGrid::over(-1.0, 2.0).unwrap())];
             for cx in contexts() {

@@ -138,17 +138,26 @@ impl Fit {
     }
 }
 
-/// Extra columns for outlier channels, so that a few large channels do not set the step of a whole row.
+/// What happens to the channels of a row before it is coded, so that a few large ones do not set the step of the
+/// whole row: smoothing, then extra columns. Neither changes what the integer product means.
+///
+/// *Smoothing* (Xiao et al. 2022, arXiv:2211.10438): channel `c` is multiplied by `2^-shift[c]`, and the weights that
+/// meet it were multiplied by `2^shift[c]` before they were quantized; powers of two, so that nothing else is rounded.
 ///
 /// Extra column `e` repeats channel `columns[e]`; a channel with `n` extra columns spreads its value over
 /// `n + 1` codes and so reaches `n + 1` times as far at the same scale. The weight matrix repeats the same
 /// columns, so the integer product is that of the sum (outlier channel splitting, Zhao et al. 2019,
 /// arXiv:1901.09504, applied to activations).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Split {
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shaping {
     columns: Vec<u32>,
     runs: Vec<Run>,
+    /// Factors of the channels; empty if none is smoothed.
+    factors: Vec<f32>,
 }
+
+/// The largest shift in either direction.
+pub const SHIFT_MAX: i8 = 24;
 
 /// A channel with extra columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,11 +174,11 @@ impl Run {
     }
 }
 
-impl Split {
+impl Shaping {
     /// Extra columns for rows of `cols` values: `columns` ascending, a channel as often as it has copies.
     ///
     /// Errors: a sentence, for channels out of range or out of order.
-    pub fn new(columns: Vec<u32>, cols: usize) -> Result<Split, String> {
+    pub fn new(columns: Vec<u32>, cols: usize) -> Result<Shaping, String> {
         if let Some(c) = columns.iter().find(|&&c| c as usize >= cols) {
             return Err(format!("split channel {c} is outside the {cols} columns of the input"));
         }
@@ -178,7 +187,29 @@ impl Split {
         }
         let run = |run: &[u32]| Run { channel: run[0], copies: run.len() as u32 };
         let runs = columns.chunk_by(|a, b| a == b).map(run).collect();
-        Ok(Split { columns, runs })
+        Ok(Shaping { columns, runs, factors: Vec::new() })
+    }
+
+    /// The same for rows whose channels are divided by 2 to the power of `shifts` first; none if `shifts` is empty.
+    ///
+    /// Errors: a sentence, for another number of shifts than `cols`, or one beyond [`SHIFT_MAX`].
+    pub fn smoothed(mut self, shifts: &[i8], cols: usize) -> Result<Shaping, String> {
+        if !shifts.is_empty() && shifts.len() != cols {
+            return Err(format!("{} smoothing shifts for {cols} columns", shifts.len()));
+        }
+        if let Some(c) = shifts.iter().position(|s| !(-SHIFT_MAX..=SHIFT_MAX).contains(s)) {
+            let shift = shifts[c];
+            return Err(format!(
+                "smoothing shift of channel {c} is {shift}: expected at most {SHIFT_MAX} either way"
+            ));
+        }
+        self.factors = shifts.iter().map(|&s| 2f32.powi(-i32::from(s))).collect();
+        Ok(self)
+    }
+
+    /// Multiplies the channels of `row` by their factors: exact but for values next to zero or infinity.
+    pub fn smooth(&self, row: &mut [f32]) {
+        row.iter_mut().zip(&self.factors).for_each(|(x, f)| *x *= f);
     }
 
     /// The channel of each extra column.
@@ -186,9 +217,10 @@ impl Split {
         &self.columns
     }
 
-    /// `row` with every split channel divided by its number of columns: what sets the range.
+    /// `row` smoothed, and every split channel divided by its number of columns: what sets the range.
     pub fn shared(&self, row: &[f32]) -> Vec<f32> {
         let mut shared = row.to_vec();
+        self.smooth(&mut shared);
         self.share(&mut shared);
         shared
     }
@@ -242,14 +274,14 @@ pub(crate) fn reference(row: &[f32], grid: RowGrid) -> (Vec<u8>, f32, i32) {
 ///
 /// `r = 1 / scale; code = clamp(round(x * r) + zero, 0 or 1, 255)`, round to nearest, ties to even.
 pub fn quantize_rows(cx: &Context, x: &Matrix, grid: RowGrid) -> QuantizedRows {
-    quantize_rows_split(cx, x, grid, &Split::default())
+    quantize_rows_split(cx, x, grid, &Shaping::default())
 }
 
 /// The same with extra columns for outlier channels: `[rows, cols + split columns]`.
 ///
 /// The range of a row is that of its values with split channels divided by their number of columns.
 /// Panics if `split` was made for other columns.
-pub fn quantize_rows_split(cx: &Context, x: &Matrix, grid: RowGrid, split: &Split) -> QuantizedRows {
+pub fn quantize_rows_split(cx: &Context, x: &Matrix, grid: RowGrid, split: &Shaping) -> QuantizedRows {
     quantize_input(cx, x, InputGrid::Row(grid), split)
 }
 
@@ -264,13 +296,13 @@ pub enum InputGrid {
 
 /// Codes of the rows of `x [rows, cols]` on `grid`, with extra columns for the channels of `split`:
 /// [`quantize_rows_split`] or [`quantize_rows_fixed`].
-pub fn quantize_input(cx: &Context, x: &Matrix, grid: InputGrid, split: &Split) -> QuantizedRows {
+pub fn quantize_input(cx: &Context, x: &Matrix, grid: InputGrid, split: &Shaping) -> QuantizedRows {
     let mut quantized = QuantizedRows::empty(x.rows(), x.cols(), split);
     let least = least_rows(quantized.cols);
     cx.threads.for_each_rows(&mut quantized.rows_mut(), 1, least, |first, rows| {
-        let mut shared = Vec::new();
+        let mut room = Room::default();
         for (i, to) in rows.iter_mut().enumerate() {
-            to.fill(cx.isa, x.row(first + i), grid, split, &mut shared);
+            to.fill(cx.isa, x.row(first + i), grid, split, &mut room);
         }
     });
     quantized
@@ -283,9 +315,30 @@ pub(crate) struct RowMut<'a> {
     zero: &'a mut i32,
 }
 
+/// Room for a row on its way to codes.
+#[derive(Default)]
+pub(crate) struct Room {
+    smoothed: Vec<f32>,
+    shared: Vec<f32>,
+}
+
 impl RowMut<'_> {
-    /// Codes of `row`; `shared` is room for a row.
-    pub fn fill(&mut self, isa: Isa, row: &[f32], grid: InputGrid, split: &Split, shared: &mut Vec<f32>) {
+    /// Codes of `row`.
+    pub fn fill<'r>(
+        &mut self,
+        isa: Isa,
+        mut row: &'r [f32],
+        grid: InputGrid,
+        split: &Shaping,
+        room: &'r mut Room,
+    ) {
+        let Room { smoothed, shared } = room;
+        if !split.factors.is_empty() {
+            smoothed.clear();
+            smoothed.extend_from_slice(row);
+            split.smooth(smoothed);
+            row = smoothed;
+        }
         (*self.scale, *self.zero) = match grid {
             InputGrid::Row(grid) => {
                 let fit = isa.run(QuantizeRow { row, grid, codes: self.codes, split: Some((split, shared)) });
@@ -300,7 +353,8 @@ impl RowMut<'_> {
 
 impl QuantizedRows {
     /// `rows` rows of `inputs` values and the extra columns of `split`, to be written.
-    pub(crate) fn empty(rows: usize, inputs: usize, split: &Split) -> QuantizedRows {
+    pub(crate) fn empty(rows: usize, inputs: usize, split: &Shaping) -> QuantizedRows {
+        assert!(split.factors.is_empty() || split.factors.len() == inputs, "smoothing of another input");
         let inside = split.columns.last().is_none_or(|&c| (c as usize) < inputs);
         assert!(inside, "split channels of a wider input");
         let cols = inputs + split.columns.len();
@@ -326,8 +380,8 @@ pub(crate) struct QuantizeRow<'a> {
     pub grid: RowGrid,
     /// The padded row.
     pub codes: &'a mut [u8],
-    /// Channels with extra columns, and room for a row.
-    pub split: Option<(&'a Split, &'a mut Vec<f32>)>,
+    /// Channels with extra columns (`row` is smoothed already), and room for a row.
+    pub split: Option<(&'a Shaping, &'a mut Vec<f32>)>,
 }
 
 impl Kernel for QuantizeRow<'_> {

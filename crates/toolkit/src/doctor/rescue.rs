@@ -92,7 +92,7 @@ pub fn rescue(
 
     let plan = decisions(source, &sorted.tensors)?;
     let float = source.load(cx)?.model;
-    let splits = splits(&float, &plan);
+    let channels = (splits(&float, &plan, &BTreeMap::new()), BTreeMap::new());
     let mut provenance: BTreeMap<String, FileRecord> =
         source_records(source)?.into_iter().map(|(n, r)| (format!("base/{n}"), r)).collect();
     for file in &subject.files {
@@ -106,7 +106,7 @@ pub fn rescue(
         source,
         tensors,
         plan: &plan,
-        splits,
+        channels,
         ignored: &ignored,
         recipe: RecipeRecord { name: RECIPE.to_owned(), skip: Vec::new(), toml: None },
         provenance,

@@ -81,17 +81,17 @@ fn fresh(rest: &[f64], place: usize, group: Group, factor: &Factor) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::hessian::Hessian;
     use super::*;
     use qberta_kernels::{Context, Isa, Matrix};
 
-    fn number(i: usize) -> f32 {
+    pub fn number(i: usize) -> f32 {
         ((i * 7919 % 10_007) as f32 * 0.731).sin()
     }
 
     /// Inputs whose channels lean on each other, as those of a network do.
-    fn inputs(rows: usize, n: usize) -> Matrix {
+    pub fn inputs(rows: usize, n: usize) -> Matrix {
         let mut x = Matrix::zeros(rows, n);
         for r in 0..rows {
             let shared = [number(r * 3), number(r * 5 + 1), number(r * 11 + 2)];
@@ -103,7 +103,7 @@ mod tests {
     }
 
     /// The squared error of the outputs on `x`.
-    fn lost(x: &Matrix, values: &[f32], coded: &Coded, rows: usize) -> f64 {
+    pub fn lost(x: &Matrix, values: &[f32], coded: &Coded, rows: usize) -> f64 {
         let n = x.cols();
         let group = n * rows / coded.scale.len();
         let error: Vec<f64> = (0..rows * n)

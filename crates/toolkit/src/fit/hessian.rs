@@ -3,6 +3,9 @@
 
 use qberta_kernels::{Context, Matrix, PackedF32, gemm_f32};
 
+/// What is added to the diagonal, as a part of its mean: the usual 1 %.
+const DAMPING: f64 = 0.01;
+
 /// Rows that are multiplied out at a time.
 const ROWS: usize = 256;
 
@@ -22,6 +25,19 @@ pub(super) struct Factor {
     pub order: Vec<usize>,
     /// The diagonal of `H` by column.
     pub importance: Vec<f64>,
+}
+
+/// `H` with damping, symmetric and regular.
+pub(super) struct Gram {
+    pub n: usize,
+    sum: Vec<f64>,
+}
+
+impl Gram {
+    /// Row (and column) `j`.
+    pub fn line(&self, j: usize) -> &[f64] {
+        &self.sum[j * self.n..(j + 1) * self.n]
+    }
 }
 
 impl Hessian {
@@ -64,26 +80,51 @@ impl Hessian {
         self.waiting.clear();
     }
 
-    /// The factor of the damped inverse, columns by descending importance if `sorted`.
-    ///
-    /// `None` if the sum is not finite or not positive definite at any damping.
-    pub fn factor(mut self, sorted: bool, cx: &Context) -> Option<Factor> {
+    /// The sum over inputs whose channels are multiplied by `factors`.
+    pub fn scaled(mut self, factors: &[f64], cx: &Context) -> Hessian {
         self.flush(cx);
-        let n = self.n;
-        let mut importance: Vec<f64> = (0..n).map(|i| self.sum[i * n + i]).collect();
-        let mean = importance.iter().sum::<f64>() / n.max(1) as f64;
+        for (row, a) in self.sum.chunks_exact_mut(self.n.max(1)).zip(factors) {
+            row.iter_mut().zip(factors).for_each(|(v, b)| *v *= a * b);
+        }
+        self
+    }
+
+    /// The sum with the usual damping; `None` if it is not finite.
+    pub fn gram(mut self, cx: &Context) -> Option<Gram> {
+        self.flush(cx);
+        let (importance, mean) = self.importance()?;
+        for (i, value) in importance.into_iter().enumerate() {
+            self.sum[i * self.n + i] = value + DAMPING * mean;
+        }
+        self.sum.iter().all(|v| v.is_finite()).then_some(Gram { n: self.n, sum: self.sum })
+    }
+
+    /// The diagonal, and its mean; `None` if that is not finite.
+    fn importance(&self) -> Option<(Vec<f64>, f64)> {
+        let mut importance: Vec<f64> = (0..self.n).map(|i| self.sum[i * self.n + i]).collect();
+        let mean = importance.iter().sum::<f64>() / self.n.max(1) as f64;
         if !mean.is_finite() {
             return None;
         }
         let mean = if mean > 0.0 { mean } else { 1.0 };
         // A channel that is always zero has no say; any positive number keeps the matrix regular.
         importance.iter_mut().filter(|d| **d <= 0.0).for_each(|d| *d = mean);
+        Some((importance, mean))
+    }
+
+    /// The factor of the damped inverse, columns by descending importance if `sorted`.
+    ///
+    /// `None` if the sum is not finite or not positive definite at any damping.
+    pub fn factor(mut self, sorted: bool, cx: &Context) -> Option<Factor> {
+        self.flush(cx);
+        let n = self.n;
+        let (importance, mean) = self.importance()?;
         let mut order: Vec<usize> = (0..n).collect();
         if sorted {
             order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]).then(a.cmp(&b)));
         }
-        // The usual 1 % of the mean, more where that is not enough for f64.
-        [0.01, 0.1, 1.0].into_iter().find_map(|damping| {
+        // More than usual where that is not enough for f64.
+        [DAMPING, 0.1, 1.0].into_iter().find_map(|damping| {
             let at = |i: usize, j: usize| {
                 let (a, b) = (order[i], order[j]);
                 if a == b { importance[a] + damping * mean } else { self.sum[a * n + b] }

@@ -15,6 +15,7 @@ struct File {
     base: Option<Spanned<String>>,
     rounding: Option<Rounding>,
     bias_correction: Option<bool>,
+    smooth: Option<Spanned<f64>>,
     linears: Option<Spanned<Linears>>,
     words: Option<Spanned<Words>>,
     attention: Option<Attention>,
@@ -137,6 +138,8 @@ struct Canonical<'a> {
     rounding: Rounding,
     #[serde(skip_serializing_if = "is_default")]
     bias_correction: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    smooth: Option<f64>,
     linears: CanonicalLinears,
     words: CanonicalWords,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -214,6 +217,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
             scores: Scores::Float,
             rounding: Rounding::Nearest,
             bias_correction: false,
+            smooth: None,
             rules: Vec::new(),
             skip: Vec::new(),
             canonical: None,
@@ -237,6 +241,15 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
     recipe.about = file.about.unwrap_or_default();
     recipe.rounding = file.rounding.unwrap_or(recipe.rounding);
     recipe.bias_correction = file.bias_correction.unwrap_or(recipe.bias_correction);
+    if let Some(alpha) = &file.smooth {
+        if !(0.0..=1.0).contains(alpha.get_ref()) {
+            return Err(Error::input("smoothing is no part of the way from activations to weights")
+                .at(line(&alpha.span()))
+                .expected("a number from 0 to 1; 0.5 is usual")
+                .found(alpha.get_ref()));
+        }
+        recipe.smooth = Some(*alpha.get_ref());
+    }
     if let Some(section) = &file.linears {
         let Linears { weight, group, input } = *section.get_ref();
         if weight == Some(WeightName::Float) && input.is_some_and(|i| i != InputName::Float) {
@@ -316,6 +329,7 @@ fn form(recipe: &Recipe) -> Canonical<'_> {
         about: &recipe.about,
         rounding: recipe.rounding,
         bias_correction: recipe.bias_correction,
+        smooth: recipe.smooth,
         linears: CanonicalLinears { weight, group, input: InputName::of(recipe.linear_input) },
         words: CanonicalWords { weight: words, group: words_group },
         attention: (recipe.scores != Scores::Float).then_some(Attention { scores: recipe.scores }),

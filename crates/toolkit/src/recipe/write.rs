@@ -18,6 +18,7 @@ pub(crate) fn uniform(name: &str, decision: Decision) -> Result<Recipe> {
         scores: Scores::Float,
         rounding: Rounding::Nearest,
         bias_correction: false,
+        smooth: None,
         rules: Vec::new(),
         skip: Vec::new(),
         canonical: None,

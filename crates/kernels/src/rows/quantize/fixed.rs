@@ -1,6 +1,6 @@
 //! Rows of numbers to codes on one grid that was fixed beforehand (static quantization).
 
-use super::{Fit, InputGrid, QuantizedRows, RowGrid, Split, quantize_input};
+use super::{Fit, InputGrid, QuantizedRows, RowGrid, Shaping, quantize_input};
 use crate::lanes::{Kernel, LANES, Simd};
 use crate::{Context, Isa, Matrix};
 
@@ -61,12 +61,12 @@ impl FixedGrid {
 ///
 /// `r = 1 / scale; code = clamp(round(x * r) + zero, 0, 255)`, round to nearest, ties to even; a row with a
 /// NaN or an infinity has scale NaN. Panics if `split` was made for other columns.
-pub fn quantize_rows_fixed(cx: &Context, x: &Matrix, grid: FixedGrid, split: &Split) -> QuantizedRows {
+pub fn quantize_rows_fixed(cx: &Context, x: &Matrix, grid: FixedGrid, split: &Shaping) -> QuantizedRows {
     quantize_input(cx, x, InputGrid::Fixed(grid), split)
 }
 
 /// Codes of one row into the padded `codes`; its scale.
-pub(super) fn fill(isa: Isa, row: &[f32], grid: FixedGrid, split: &Split, codes: &mut [u8]) -> f32 {
+pub(super) fn fill(isa: Isa, row: &[f32], grid: FixedGrid, split: &Shaping, codes: &mut [u8]) -> f32 {
     if isa.run(QuantizeFixed { row, grid, codes, split }) {
         return grid.scale;
     }
@@ -86,7 +86,7 @@ struct QuantizeFixed<'a> {
     row: &'a [f32],
     grid: FixedGrid,
     codes: &'a mut [u8], // the padded row
-    split: &'a Split,
+    split: &'a Shaping,
 }
 
 impl Kernel for QuantizeFixed<'_> {
@@ -132,7 +132,7 @@ mod tests {
                 x.row_mut(1)[cols - 1] = 3.0e38;
                 x.row_mut(2)[cols / 2] = -3.0e38;
                 for cx in contexts() {
-                    let q = quantize_rows_fixed(&cx, &x, grid, &Split::default());
+                    let q = quantize_rows_fixed(&cx, &x, grid, &Shaping::default());
                     for i in 0..5 {
                         let what = format!("row {i} of {cols}, {grid:?} on {}", cx.isa);
                         assert_eq!(q.codes(i), reference(x.row(i), grid), "{what}");
@@ -147,7 +147,7 @@ mod tests {
     fn the_grid_of_a_row_gives_the_codes_of_dynamic_quantization() {
         let x = matrix(1, 200, 9);
         for columns in [vec![], vec![3, 3, 77]] {
-            let split = Split::new(columns, 200).unwrap();
+            let split = Shaping::new(columns, 200).unwrap();
             for cx in contexts() {
                 let dynamic = quantize_rows_split(&cx, &x, RowGrid::Asymmetric, &split);
                 let shared = split.shared(x.row(0));
@@ -167,7 +167,7 @@ mod tests {
                 let mut x = matrix(2, 35, 4);
                 x.row_mut(1)[at] = bad;
                 for cx in contexts() {
-                    let q = quantize_rows_fixed(&cx, &x, grid, &Split::default());
+                    let q = quantize_rows_fixed(&cx, &x, grid, &Shaping::default());
                     assert!(q.scale(1).is_nan() && !q.scale(0).is_nan());
                 }
             }

@@ -92,8 +92,8 @@ fn ties_go_to_even_and_weights_keep_off_minus_128() {
 }
 
 /// Columns 3 (twice) and 17 (once) have extra columns.
-fn split(cols: usize) -> Split {
-    Split::new(vec![3, 3, 17], cols).unwrap()
+fn split(cols: usize) -> Shaping {
+    Shaping::new(vec![3, 3, 17], cols).unwrap()
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn split_rows_are_the_same_codes_everywhere() {
 
 #[test]
 fn splits_outside_the_row_are_refused() {
-    assert!(Split::new(vec![5], 5).is_err());
-    assert!(Split::new(vec![3, 1], 5).is_err());
-    assert_eq!(Split::new(vec![1, 1, 4], 5).unwrap().columns(), [1, 1, 4]);
+    assert!(Shaping::new(vec![5], 5).is_err());
+    assert!(Shaping::new(vec![3, 1], 5).is_err());
+    assert_eq!(Shaping::new(vec![1, 1, 4], 5).unwrap().columns(), [1, 1, 4]);
 }
