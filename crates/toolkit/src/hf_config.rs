@@ -1,8 +1,8 @@
 //! The artefact's `config.json`: the source's, plus a compressed-tensors `quantization_config` (schema
 //! of compressed-tensors 0.20), so that Hugging Face tools read the same directory.
 
+use crate::channels::Channels;
 use crate::plan::Plan;
-use crate::quantize::Channels;
 use qberta_model::{Architecture, Family, Task};
 use qberta_store::layout::{self, Role};
 use qberta_store::manifest::{Decision, Input, Weight};

@@ -2,6 +2,7 @@
 //! Sees token ids, never text.
 
 pub mod calibrate;
+mod channels;
 pub mod diagnose;
 pub mod doctor;
 pub mod export;

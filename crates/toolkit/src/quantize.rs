@@ -1,9 +1,9 @@
 //! Float checkpoint to artefact: plan, quantize, write beside the target, sync, reopen, replay, rename.
 
 use crate::calibrate::{self, Calibration, CalibrationReport, calibrate};
+use crate::channels::{Channels, may_split, of_plan, splits};
 use crate::fit;
 use crate::hf_config::artefact_config;
-use crate::outliers;
 use crate::plan::{Plan, plan};
 use crate::probe;
 use crate::recipe::Recipe;
@@ -11,7 +11,7 @@ use crate::smooth::{self, Shifts};
 use crate::verify::verify_at;
 use crate::weights;
 use qberta_kernels::Context;
-use qberta_model::{Error, Model, Result, Site, Task};
+use qberta_model::{Error, Result, Site, Task};
 use qberta_store::assemble::INPUT_GRID;
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
@@ -293,15 +293,6 @@ fn transform(
     Ok(Quantized { source, tensors, plan, channels: (splits, smooth), account, record, report })
 }
 
-/// Extra columns and smoothing shifts by module.
-pub(crate) type Channels = (BTreeMap<String, Vec<u32>>, Shifts);
-
-/// What concerns modules of `plan`.
-fn of_plan<T: Clone>(all: &BTreeMap<String, T>, plan: &Plan) -> BTreeMap<String, T> {
-    let some = all.iter().filter(|(module, _)| plan.contains_key(*module));
-    some.map(|(module, value)| (module.clone(), value.clone())).collect()
-}
-
 /// A manifest that says how to run quantized tensors, without digests and probes.
 fn unproven(
     plan: Plan,
@@ -472,29 +463,6 @@ fn untied(mut source: Source, plan: &Plan, used: &mut BTreeSet<String>) -> Resul
         copy(from.clone(), format!("{}.bias", projection.name));
     }
     Ok(source)
-}
-
-/// Whether the input of `module` can have extra columns: those of a 4-bit weight would need groups of their own, and
-/// its rounding outweighs theirs (bench/record/2026-11-25_w4.md).
-fn may_split(plan: &Plan, module: &str) -> bool {
-    !plan.get(module).is_some_and(|d| matches!(d.weight, Weight::Int4(_)))
-}
-
-/// Extra columns for the outlier channels of every module whose input is quantized.
-pub(crate) fn splits(model: &Model, plan: &Plan, smooth: &Shifts) -> BTreeMap<String, Vec<u32>> {
-    layout::modules(model.architecture())
-        .into_iter()
-        .filter_map(|module| match (plan.get(&module.name), &module.role) {
-            // The sites of one module share its input.
-            (Some(d), Role::Linear(role)) if d.input != Input::Float && may_split(plan, &module.name) => {
-                let shifts = smooth.get(&module.name);
-                let columns = outliers::split(model, role.sites.first()?.0, shifts);
-                Some((module.name, columns))
-            }
-            _ => None,
-        })
-        .filter(|(_, columns)| !columns.is_empty())
-        .collect()
 }
 
 /// Digests of the files the weights came from, by file name; none if they came from no file.

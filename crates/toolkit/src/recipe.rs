@@ -4,8 +4,9 @@
 //! name = "careful"
 //! base = "dynamic"            # a preset; what is not said here is as there, without a base it is float
 //!
-//! rounding = "gptq"           # or "nearest": weights are fitted to calibration data
+//! rounding = "gptq"           # or "quantease", "nearest": weights are fitted to calibration data
 //! bias_correction = true      # so are biases
+//! smooth = 0.5                # outlier channels move into the weights that meet them; needs calibration data
 //!
 //! [linears]                   # linears of the encoder
 //! weight = "int4"             # or "int8", "float"

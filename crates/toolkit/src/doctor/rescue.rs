@@ -4,9 +4,10 @@
 use super::base::Base;
 use super::subject::{self, Form, Subject};
 use super::weights::{Kept, Stored, Weights, dequantize_rows, keep};
+use crate::channels::splits;
 use crate::plan::{Plan, plan};
 use crate::probe;
-use crate::quantize::{Artefact, Progress, Written, source_records, splits, write};
+use crate::quantize::{Artefact, Progress, Written, source_records, write};
 use crate::recipe::Recipe;
 use qberta_kernels::Context;
 use qberta_model::{Error, Model, Result, Site};

@@ -155,3 +155,74 @@ fn splits_outside_the_row_are_refused() {
     assert!(Shaping::new(vec![3, 1], 5).is_err());
     assert_eq!(Shaping::new(vec![1, 1, 4], 5).unwrap().columns(), [1, 1, 4]);
 }
+
+#[test]
+fn a_smoothed_row_has_the_codes_of_its_divided_values() {
+    let (rows, cols) = (5, 100);
+    let x = matrix(rows, cols, 7);
+    let shifts: Vec<i8> = (0..cols).map(|c| (c % 9) as i8 - 4).collect();
+    let mut divided = x.clone();
+    for i in 0..rows {
+        divided.row_mut(i).iter_mut().zip(&shifts).for_each(|(v, s)| *v /= 2f32.powi(i32::from(*s)));
+    }
+    let plain = Shaping::new(vec![2, 2, 50], cols).unwrap();
+    let smoothed = plain.clone().smoothed(&shifts, cols).unwrap();
+    let fixed = InputGrid::Fixed(FixedGrid::over(-2.0, 3.0).unwrap());
+    for cx in contexts() {
+        for grid in [InputGrid::Row(RowGrid::Symmetric), InputGrid::Row(RowGrid::Asymmetric), fixed] {
+            let (a, b) =
+                (quantize_input(&cx, &x, grid, &smoothed), quantize_input(&cx, &divided, grid, &plain));
+            for i in 0..rows {
+                assert_eq!(
+                    (a.codes(i), a.scale(i), a.zero(i)),
+                    (b.codes(i), b.scale(i), b.zero(i)),
+                    "{grid:?}"
+                );
+            }
+        }
+    }
+    assert!(plain.clone().smoothed(&shifts[1..], cols).is_err());
+    assert!(plain.clone().smoothed(&[SHIFT_MAX + 1; 100], cols).is_err());
+    assert!(plain.smoothed(&[i8::MIN; 100], cols).is_err());
+}
+
+#[test]
+fn smoothing_repairs_the_product_that_an_outlier_channel_spoils() {
+    // One channel a hundred times larger sets the step of every row; divided by 64, it no longer does.
+    let (rows, cols, out, channel) = (20, 96, 40, 11);
+    let number = |i: usize| ((i * 7919 % 10_007) as f32 * 0.731).sin();
+    let mut x = Matrix::from_vec(rows, cols, (0..rows * cols).map(number).collect());
+    (0..rows).for_each(|i| x.row_mut(i)[channel] *= 100.0);
+    let weights: Vec<f32> = (0..out * cols).map(|i| number(i + 11)).collect();
+    let mut shifts = vec![0; cols];
+    shifts[channel] = 6;
+    let multiplied: Vec<f32> =
+        weights.iter().enumerate().map(|(i, w)| if i % cols == channel { w * 64.0 } else { *w }).collect();
+    let cx = &contexts()[0];
+    let error = |weights_: &[f32], shaping: &Shaping| -> f64 {
+        let (codes, scale) = quantize_weight_rows(weights_, out, cols);
+        // Weights as their codes, so that only what the input loses counts.
+        let exact: Vec<f32> =
+            codes.iter().enumerate().map(|(i, c)| f32::from(*c) * scale[i / cols]).collect();
+        let w = crate::PackedI8::pack(&codes, &scale, out, cols).unwrap();
+        let y = crate::gemm_i8(
+            cx,
+            &quantize_input(cx, &x, InputGrid::Row(RowGrid::Symmetric), shaping),
+            &w,
+            None,
+        );
+        let mut sum = 0.0;
+        for i in 0..rows {
+            let mut row = x.row(i).to_vec();
+            shaping.smooth(&mut row);
+            for (y, w) in y.row(i).iter().zip(exact.chunks(cols)) {
+                let wanted: f64 = row.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                sum += (f64::from(*y) - wanted).powi(2);
+            }
+        }
+        sum.sqrt()
+    };
+    let plain = error(&weights, &Shaping::default());
+    let smoothed = error(&multiplied, &Shaping::default().smoothed(&shifts, cols).unwrap());
+    assert!(smoothed < 0.2 * plain, "{smoothed} of {plain}");
+}

@@ -1,37 +1,25 @@
 //! 4-bit group weights and weights fitted to data: stored, proven, run and exported as everything else.
 
-use qberta_kernels::{Context, Isa};
-use qberta_model::{Batch, Kind, Native, Sequence, Task, forward};
-use qberta_store::manifest::{self, Group, Manifest, Weight};
-use qberta_store::{Dtype, Source, Tensor, digest, int4, layout, safetensors};
-use qberta_toolkit::export::{Target, export};
-use qberta_toolkit::{Calibration, Conditions, Method, Recipe, Report, Request, quantize_under, verify};
+mod common;
+
+use common::*;
+use qberta::kernels::{Context, Isa};
+use qberta::model::{Batch, Kind, Native, Sequence, Task, forward};
+use qberta::store::manifest::{self, Group, Manifest, Weight};
+use qberta::store::{Dtype, Source, Tensor, digest, int4, layout, safetensors};
+use qberta::toolkit::export::{Target, export};
+use qberta::toolkit::{Calibration, Conditions, Method, Recipe, Report, Request, quantize_under, verify};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/golden").join(case)
-}
-
 /// Every golden case and its task.
-fn golden_cases() -> Vec<(String, Task)> {
-    let index: Vec<Value> = serde_json::from_slice(&fs::read(golden("index.json")).unwrap()).unwrap();
-    let task = |name: &str| match name {
-        "sequence" => Task::SequenceClassification,
-        "token" => Task::TokenClassification,
-        "question-answering" => Task::QuestionAnswering,
-        "multiple-choice" => Task::MultipleChoice,
-        "masked-lm" => Task::FillMask,
-        "features" => Task::Features,
-        other => panic!("unknown head {other}"),
-    };
-    let record = |c: &Value| (c["case"].as_str().unwrap().to_owned(), task(c["head"].as_str().unwrap()));
-    index.iter().map(record).collect()
+fn cases() -> Vec<(String, Task)> {
+    golden_cases().into_iter().map(|(case, record)| (case, task(&record))).collect()
 }
 
 fn task_of(case: &str) -> Task {
-    golden_cases().into_iter().find(|(c, _)| c == case).unwrap().1
+    cases().into_iter().find(|(c, _)| c == case).unwrap().1
 }
 
 /// The token rows of a golden case, choices one by one.
@@ -49,11 +37,6 @@ fn sequences(case: &str) -> Vec<Sequence> {
     .collect()
 }
 
-/// Kernels with one thread on the instruction set of `QBERTA_ISA`, the best one if it is unset.
-fn context() -> Context {
-    Context::new(Isa::from_env().unwrap(), 1).unwrap()
-}
-
 /// What the model at `dir` answers to each sequence, alone, or to all in one batch.
 fn raw(dir: &Path, sequences: &[Sequence], together: bool, cx: &Context) -> Vec<f32> {
     let source = Source::open(dir, None).unwrap();
@@ -65,10 +48,6 @@ fn raw(dir: &Path, sequences: &[Sequence], together: bool, cx: &Context) -> Vec<
     if together { run(sequences) } else { sequences.chunks(1).flat_map(run).collect() }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
-}
-
 /// A recipe on `base` in groups of 32 (test models are 32 wide); modules that 32 does not divide are `others`.
 fn recipe(case: &str, base: &str, others: &str, fit: &str) -> Recipe {
     let arch = Source::open(&golden(case), Some(task_of(case))).unwrap().arch;
@@ -76,7 +55,7 @@ fn recipe(case: &str, base: &str, others: &str, fit: &str) -> Recipe {
         .into_iter()
         .filter(|m| match &m.role {
             layout::Role::Linear(role) => role.encoder && role.inp % 32 != 0,
-            layout::Role::Table { site: qberta_model::Site::WordTable, width, .. } => width % 32 != 0,
+            layout::Role::Table { site: qberta::model::Site::WordTable, width, .. } => width % 32 != 0,
             layout::Role::Vocabulary { inp, .. } => inp % 32 != 0,
             _ => false,
         })
@@ -96,7 +75,7 @@ fn made(
     recipe: &Recipe,
     data: Option<&[Sequence]>,
     cx: &Context,
-) -> qberta_model::Result<Report> {
+) -> qberta::model::Result<Report> {
     let model = golden(case);
     let request = Request { model: &model, out, recipe, task: Some(task_of(case)) };
     let calibration = data.map(|sequences| Calibration { sequences, method: Method::MinMax });
@@ -118,7 +97,7 @@ fn int4_of(report: &Report) -> usize {
 fn weight_only_artefacts_have_the_bits_of_the_float_model_they_export() {
     let dir = tempfile::tempdir().unwrap();
     let mut quantized = 0;
-    for (case, _) in golden_cases() {
+    for (case, _) in cases() {
         if Source::open(&golden(&case), None).is_ok_and(|s| s.arch.hidden % 32 != 0) {
             continue; // nothing of such a model can have groups
         }
