@@ -39,7 +39,7 @@ pub struct QuantizeArgs {
     /// Directory to create
     #[arg(short, long)]
     output: PathBuf,
-    /// Recipe: dynamic, static, w4a8, weight-only, weight-only-4bit, or a file ending in .toml
+    /// Recipe: dynamic, static, w4a8, w4a8-gptq, weight-only, weight-only-4bit, or a file ending in .toml
     #[arg(long, default_value = "dynamic")]
     recipe: String,
     #[command(flatten)]

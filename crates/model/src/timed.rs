@@ -18,14 +18,10 @@ pub enum Stage {
     Qkv,
     /// Scores, softmax, weighted values.
     Attention,
-    /// The projection of the attention context.
+    /// The projection of the attention context, residual and LayerNorm.
     AttentionOutput,
-    /// Residual and LayerNorm, twice a layer.
-    AddNorm,
-    /// First feed-forward linear with its activation.
-    FfnUp,
-    /// Second feed-forward linear.
-    FfnDown,
+    /// Both feed-forward linears with the activation between them, residual and LayerNorm.
+    FeedForward,
     /// The convolution of v2 xlarge.
     Convolution,
     /// The task head.
@@ -34,14 +30,12 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage in order of computation.
-    pub const ALL: [Stage; 9] = [
+    pub const ALL: [Stage; 7] = [
         Stage::Embedding,
         Stage::Qkv,
         Stage::Attention,
         Stage::AttentionOutput,
-        Stage::AddNorm,
-        Stage::FfnUp,
-        Stage::FfnDown,
+        Stage::FeedForward,
         Stage::Convolution,
         Stage::Head,
     ];
@@ -52,10 +46,8 @@ impl Stage {
             Stage::Embedding => "embedding",
             Stage::Qkv => "query, key, value",
             Stage::Attention => "attention",
-            Stage::AttentionOutput => "attention output",
-            Stage::AddNorm => "add and norm",
-            Stage::FfnUp => "ffn up, activation",
-            Stage::FfnDown => "ffn down",
+            Stage::AttentionOutput => "attention output, norm",
+            Stage::FeedForward => "feed-forward, norm",
             Stage::Convolution => "convolution",
             Stage::Head => "head",
         }
@@ -74,10 +66,8 @@ impl Stage {
             Site::Layer(_, slot) => match slot {
                 Slot::Query | Slot::Key | Slot::Value | Slot::PositionKey | Slot::PositionQuery => Stage::Qkv,
                 Slot::Scores => Stage::Attention,
-                Slot::AttentionOutput => Stage::AttentionOutput,
-                Slot::AttentionNorm | Slot::FfnNorm => Stage::AddNorm,
-                Slot::FfnUp => Stage::FfnUp,
-                Slot::FfnDown => Stage::FfnDown,
+                Slot::AttentionOutput | Slot::AttentionNorm => Stage::AttentionOutput,
+                Slot::FfnUp | Slot::FfnDown | Slot::FfnNorm => Stage::FeedForward,
             },
             Site::Conv | Site::ConvNorm => Stage::Convolution,
             Site::Head(_) => Stage::Head,
@@ -185,6 +175,14 @@ impl<E: Engine> Engine for Timed<E> {
     fn linears<const N: usize>(&mut self, sites: [Site; N], x: &E::Value) -> [E::Value; N] {
         let stage = sites.first().map_or(Stage::Qkv, |at| Stage::of(*at));
         self.during(stage, |e| e.linears(sites, x))
+    }
+
+    fn linear_norm(&mut self, at: [Site; 2], x: &E::Value, residual: &E::Value) -> E::Value {
+        self.during(Stage::of(at[0]), |e| e.linear_norm(at, x, residual))
+    }
+
+    fn feed_forward(&mut self, at: [Site; 3], f: Activation, x: &E::Value) -> E::Value {
+        self.during(Stage::of(at[0]), |e| e.feed_forward(at, f, x))
     }
 
     fn linear_activate(&mut self, at: Site, f: Activation, x: &E::Value) -> E::Value {

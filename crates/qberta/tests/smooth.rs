@@ -122,6 +122,8 @@ fn smoothing_without_data_is_an_error() {
     let error = qberta::quantize(&request, &context(), &()).unwrap_err().to_string();
     assert!(error.contains("needs calibration data"), "{error}");
     assert!(!out.exists());
+    let error = made("v3-sequence", &recipe("weight-only", ""), &out).unwrap_err().to_string();
+    assert!(error.contains("smooths inputs, but quantizes none"), "{error}");
 }
 
 #[test]

@@ -41,10 +41,11 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Every preset: its name and its file.
-pub const PRESETS: [(&str, &str); 5] = [
+pub const PRESETS: [(&str, &str); 6] = [
     ("dynamic", include_str!("recipes/dynamic.toml")),
     ("static", include_str!("recipes/static.toml")),
     ("w4a8", include_str!("recipes/w4a8.toml")),
+    ("w4a8-gptq", include_str!("recipes/w4a8-gptq.toml")),
     ("weight-only", include_str!("recipes/weight-only.toml")),
     ("weight-only-4bit", include_str!("recipes/weight-only-4bit.toml")),
 ];

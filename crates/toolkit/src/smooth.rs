@@ -49,6 +49,14 @@ pub(crate) fn shifts(
     progress: &dyn Progress,
 ) -> Result<Shifts> {
     let readers = readers(model.architecture(), plan);
+    if readers.is_empty() {
+        return Err(Error::input("recipe smooths inputs, but quantizes none that comes from a LayerNorm")
+            .at("smooth")
+            .expected(
+                "weights and inputs of query, key, value or the first feed-forward linear that are not float",
+            )
+            .hint("drop smooth, or quantize those inputs"));
+    }
     let sites: Vec<Site> = readers.iter().filter_map(Readers::site).collect();
     let reach = calibrate::reach(model, &sites, data, cx, progress)?;
     let mut shifts = Shifts::new();
