@@ -177,7 +177,10 @@ fn what_cannot_be_done_is_refused_with_its_line() {
         ("name = \"dynamic\"\n[words]\nweight = \"int8\"\n", &["line 1", "name of a preset"]),
         (
             "name = \"m\"\nbase = \"magic\"\n",
-            &["line 2", "expected dynamic, static, w4a8, w4a8-gptq, weight-only, weight-only-4bit, found magic"],
+            &[
+                "line 2",
+                "expected dynamic, static, w4a8, w4a8-gptq, weight-only, weight-only-4bit, found magic",
+            ],
         ),
         ("name = \"m\"\n\nbits = 4\n", &["line 3", "unknown field `bits`"]),
         ("name = \"m\"\n[linears]\nweight = \"int3\"\n", &["line 3", "`int3`", "`int4`", "`int8`"]),
