@@ -9,7 +9,7 @@ use qberta_model::{Error, Result, Task};
 use qberta_runtime::Session;
 use qberta_runtime::evaluate::{Exam, Gate, Trial, Verdict};
 use qberta_store::digest;
-use qberta_store::manifest::{FileRecord, GateRecord, Rounding, Weight};
+use qberta_store::manifest::{Decision, FileRecord, GateRecord, Rounding, Weight};
 use qberta_toolkit::{Calibration, CalibrationReport, Conditions, Recipe, Report, Request, quantize_under};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -198,7 +198,10 @@ impl<'a> Gated<'a> {
 fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
     let stored = |f: fn(&Weight) -> bool| report.plan.values().filter(|d| f(&d.weight)).count();
     let (int8, int4) = (stored(|w| *w == Weight::Int8Channel), stored(|w| matches!(w, Weight::Int4(_))));
-    let float = report.plan.len() - int8 - int4;
+    // Attentions have no weights; the plan lists those whose scores are int8.
+    let scores = report.plan.values().filter(|d| **d == Decision::INT8_SCORES).count();
+    let modules = report.plan.len() - scores;
+    let float = modules - int8 - int4;
     let share = 100.0 * report.weight_bytes as f64 / report.float_bytes as f64;
     let screen = &world.screen;
     for (name, reason) in report.ignored.iter().filter(|(_, r)| r.starts_with("unknown")) {
@@ -210,7 +213,7 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
             format!(
                 "{} of {}{}",
                 count(int8),
-                count(report.plan.len()),
+                count(modules),
                 if float > 0 { " (the rest in float)" } else { "" }
             ),
         ),
@@ -221,10 +224,17 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
         ("time", format!("{seconds:.1} s")),
     ];
     if int4 > 0 {
-        rows.insert(0, ("4-bit modules", format!("{} of {}", count(int4), count(report.plan.len()))));
+        rows.insert(0, ("4-bit modules", format!("{} of {}", count(int4), count(modules))));
+    }
+    if scores > 0 {
+        rows.insert(1, ("int8 scores", format!("in {} attentions", count(scores))));
     }
     if let Some(fit) = &report.fitted {
-        let rounded = if fit.rounding == Rounding::Gptq { "rounded by GPTQ" } else { "rounded to nearest" };
+        let rounded = match fit.rounding {
+            Rounding::Nearest => "rounded to nearest",
+            Rounding::Gptq => "rounded by GPTQ",
+            Rounding::Quantease => "rounded by QuantEase",
+        };
         let biases = if fit.bias_correction { ", biases corrected" } else { "" };
         rows.insert(1, ("weights", format!("{rounded}{biases}, on the calibration rows")));
     }
