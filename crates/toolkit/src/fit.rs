@@ -230,6 +230,35 @@ fn fit_part(
     Ok(Fitted { values, coded })
 }
 
+/// Calls `work(values, codes, scale)` for every `block` rows of a weight `[rows, cols]`, on `threads` threads. A row is
+/// computed alone, so who computes it changes nothing.
+fn by_rows(
+    coded: &mut Coded,
+    values: &[f32],
+    [rows, cols]: [usize; 2],
+    block: usize,
+    threads: usize,
+    work: impl Fn(&[f32], &mut [i8], &mut [f32]) + Sync,
+) {
+    if rows == 0 || cols == 0 {
+        return;
+    }
+    let groups = coded.scale.len() / rows;
+    let run = rows.div_ceil(threads.max(1)).next_multiple_of(block);
+    let work = &work;
+    std::thread::scope(|scope| {
+        let parts = coded.codes.chunks_mut(run * cols).zip(coded.scale.chunks_mut(run * groups));
+        for ((codes, scale), values) in parts.zip(values.chunks(run * cols)) {
+            scope.spawn(move || {
+                let parts = codes.chunks_mut(block * cols).zip(scale.chunks_mut(block * groups));
+                for ((codes, scale), values) in parts.zip(values.chunks(block * cols)) {
+                    work(values, codes, scale);
+                }
+            });
+        }
+    });
+}
+
 /// Takes the mean error of each output from the bias: `b - (Ŵ E[x̂] - W E[x])`, `x` being the float model's input
 /// and `x̂` the one that the quantized layers before give.
 fn correct_biases(

@@ -21,7 +21,8 @@ enum Kind {
 }
 
 /// Decides every quantizable module of `arch`: the encoder's linears, the word table, the vocabulary
-/// projection, and the attentions whose scores are to be int8. Rules count in order, the last to set a key decides it; skipped modules are float.
+/// projection, and the attentions whose scores are to be int8. Rules count in order, the last to set a key decides
+/// it; skipped modules are float.
 ///
 /// Errors: a pattern that matches none of them, a rule that cannot be carried out, or a recipe that leaves
 /// nothing to quantize.

@@ -1,6 +1,7 @@
 //! GPTQ (Frantar et al. 2022, arXiv:2210.17323): the inputs of a linear are rounded one after the other, and what
 //! rounding one does to the outputs on the data is made up for by those still to come.
 
+use super::by_rows;
 use super::hessian::Factor;
 use crate::weights::{Coded, code, nearest, step};
 use qberta_store::manifest::{Group, Weight};
@@ -19,25 +20,11 @@ pub(super) fn gptq(
     factor: &Factor,
     threads: usize,
 ) -> Option<Coded> {
-    let Coded { mut codes, mut scale } = nearest(values, rows, cols, weight)?;
-    let groups = scale.len() / rows.max(1);
-    if rows == 0 || cols == 0 {
-        return Some(Coded { codes, scale });
-    }
-    // A row is computed alone, so who computes it changes nothing.
-    let run = rows.div_ceil(threads.max(1)).next_multiple_of(BLOCK);
-    std::thread::scope(|scope| {
-        let parts = codes.chunks_mut(run * cols).zip(scale.chunks_mut(run * groups));
-        for ((codes, scale), values) in parts.zip(values.chunks(run * cols)) {
-            scope.spawn(move || {
-                let parts = codes.chunks_mut(BLOCK * cols).zip(scale.chunks_mut(BLOCK * groups));
-                for ((codes, scale), values) in parts.zip(values.chunks(BLOCK * cols)) {
-                    block(values, weight, factor, codes, scale);
-                }
-            });
-        }
+    let mut coded = nearest(values, rows, cols, weight)?;
+    by_rows(&mut coded, values, [rows, cols], BLOCK, threads, |values, codes, scale| {
+        block(values, weight, factor, codes, scale);
     });
-    Some(Coded { codes, scale })
+    Some(coded)
 }
 
 /// A few rows: `codes` and `scale` hold what rounding to nearest gives, and then the result.

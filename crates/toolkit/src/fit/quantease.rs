@@ -5,6 +5,7 @@
 //! goes to the value that is best while all others stay. It never gets worse than where it starts, needs no rates or
 //! schedules, and a row costs as much as its codes change.
 
+use super::by_rows;
 use super::hessian::Gram;
 use crate::weights::Coded;
 use qberta_store::manifest::Weight;
@@ -22,23 +23,9 @@ pub(super) fn descend(
     mut coded: Coded,
     threads: usize,
 ) -> Coded {
-    if rows == 0 || cols == 0 {
-        return coded;
-    }
-    let groups = coded.scale.len() / rows;
     let most = codes_most(weight);
-    // A row is computed alone, so who computes it changes nothing.
-    let run = rows.div_ceil(threads.max(1));
-    std::thread::scope(|scope| {
-        let parts = coded.codes.chunks_mut(run * cols).zip(coded.scale.chunks(run * groups));
-        for ((codes, scale), values) in parts.zip(values.chunks(run * cols)) {
-            scope.spawn(move || {
-                let parts = codes.chunks_mut(cols).zip(scale.chunks(groups));
-                for ((codes, scale), values) in parts.zip(values.chunks(cols)) {
-                    row(values, scale, gram, codes, most);
-                }
-            });
-        }
+    by_rows(&mut coded, values, [rows, cols], 1, threads, |values, codes, scale| {
+        row(values, scale, gram, codes, most);
     });
     coded
 }
