@@ -9,7 +9,7 @@ use qberta_model::{Error, Result, Task};
 use qberta_runtime::Session;
 use qberta_runtime::evaluate::{Exam, Gate, Trial, Verdict};
 use qberta_store::digest;
-use qberta_store::manifest::{Decision, FileRecord, GateRecord, Rounding, Weight};
+use qberta_store::manifest::{FileRecord, GateRecord, Rounding, Weight};
 use qberta_toolkit::{Calibration, CalibrationReport, Conditions, Recipe, Report, Request, quantize_under};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -39,7 +39,7 @@ pub struct QuantizeArgs {
     /// Directory to create
     #[arg(short, long)]
     output: PathBuf,
-    /// Recipe: dynamic, static, w4a8, w4a8-gptq, weight-only, weight-only-4bit, or a file ending in .toml
+    /// Recipe: dynamic, static, static-attention, w4a8, w4a8-gptq, weight-only, weight-only-4bit, or a file ending in .toml
     #[arg(long, default_value = "dynamic")]
     recipe: String,
     #[command(flatten)]
@@ -199,7 +199,7 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
     let stored = |f: fn(&Weight) -> bool| report.plan.values().filter(|d| f(&d.weight)).count();
     let (int8, int4) = (stored(|w| *w == Weight::Int8Channel), stored(|w| matches!(w, Weight::Int4(_))));
     // Attentions have no weights; the plan lists those whose scores are int8.
-    let scores = report.plan.values().filter(|d| **d == Decision::INT8_SCORES).count();
+    let scores = report.plan.values().filter(|d| d.of_scores()).count();
     let modules = report.plan.len() - scores;
     let float = modules - int8 - int4;
     let share = 100.0 * report.weight_bytes as f64 / report.float_bytes as f64;

@@ -73,9 +73,13 @@ fn attention(isa: Isa, threads: usize) {
     let cx = Context::new(isa, threads).expect("an available instruction set");
     let (heads, size, table) = (12, 64, 512);
     let projected = Matrix::from_vec(table, heads * size, numbers(table * heads * size, 3));
-    let tables = [Operands::Float, Operands::Int8].map(|operands| {
-        let keys = RelativeKeys::pack(isa, &projected, heads, operands);
-        (operands, keys, RelativeKeys::pack_queries(isa, &projected, heads, operands))
+    let grids = HeadGrids::new(&[0.01; 12], &[0.01; 12]).expect("scales above 0");
+    let kinds =
+        [("Float", Operands::Float), ("Int8", Operands::Int8), ("static", Operands::Int8Static(grids))];
+    let tables = kinds.map(|(name, operands)| {
+        let coded = operands.is_coded();
+        let keys = RelativeKeys::pack(isa, &projected, heads, coded);
+        (name, operands, keys, RelativeKeys::pack_queries(isa, &projected, heads, coded))
     });
     for len in [32, 128, 384, 512] {
         // The shape of DeBERTa's buckets: linear up to 128, then ever slower.
@@ -90,12 +94,12 @@ fn attention(isa: Isa, threads: usize) {
         let us = |spec: &Attention| {
             1e6 * fastest(|| drop(attend(&cx, spec, &qkv, &qkv, &qkv, &span, Queries::All)))
         };
-        for (content, keys, queries) in &tables {
+        for (name, content, keys, queries) in &tables {
             let plain = Attention {
                 heads,
                 head_size: size,
                 scale: 0.07,
-                content: *content,
+                content,
                 key_positions: None,
                 query_positions: None,
                 index: &index,
@@ -104,7 +108,7 @@ fn attention(isa: Isa, threads: usize) {
             };
             let both = Attention { key_positions: Some(keys), query_positions: Some(queries), ..plain };
             println!(
-                "{:<11} {threads} thread(s)  attend {len:>4} tokens, 12 heads of 64, {content:?} scores: plain {:8.1} us, c2p + p2c {:8.1} us",
+                "{:<11} {threads} thread(s)  attend {len:>4} tokens, 12 heads of 64, {name} scores: plain {:8.1} us, c2p + p2c {:8.1} us",
                 isa.name(),
                 us(&plain),
                 us(&both)

@@ -10,12 +10,14 @@
 //!
 //! Each dot product is an fma chain over the head's columns from +0.0, or with int8 operands
 //! `f32(sum of codes) * (scale * scale)`, codes and scales of each row of a head being those of
-//! [`crate::quantize_rows`] on symmetric grids. The last sum is an fma chain over j from +0.0. With a mix, scores are mixed across heads before exp, and `e_ij * (1 / sum_i)` is mixed before the
+//! [`crate::quantize_rows`] on symmetric grids, or of queries and keys of a head on one [`FixedGrid`] each. The last sum is an fma chain over j from +0.0. With a mix, scores are mixed across heads before exp, and `e_ij * (1 / sum_i)` is mixed before the
 //! last sum, which is then not divided again. A query row is computed alone, so neither the neighbours in
 //! the batch nor the block it falls into can change it.
 
 use std::ops::Range;
 
+#[cfg(doc)]
+use crate::FixedGrid;
 use crate::matrix::Lines;
 use crate::parallel::{for_each_tile, steps};
 use crate::{Context, Matrix};
@@ -25,7 +27,7 @@ mod relative;
 mod scores;
 mod task;
 
-pub use operands::Operands;
+pub use operands::{HeadGrids, Operands};
 pub use relative::RelativeKeys;
 
 /// The rows of one sequence in the ragged token matrix.
@@ -56,7 +58,7 @@ pub struct Attention<'a> {
     /// Multiplies the summed scores.
     pub scale: f32,
     /// What `q_i . k_j` multiplies; a table of positions says itself what its products do.
-    pub content: Operands,
+    pub content: &'a Operands,
     /// Content to position: adds `q_i . K_r[idx]`.
     pub key_positions: Option<&'a RelativeKeys>,
     /// Position to content: adds `k_j . Q_r[idx]`.
@@ -157,6 +159,9 @@ fn check(spec: &Attention, q: &Matrix, k: &Matrix, v: &Matrix, spans: &[Span], q
         );
         reached = span.start + span.len;
         assert!(reached <= k.rows(), "sequence {span:?} leaves the {} tokens", k.rows());
+    }
+    if let Operands::Int8Static(grids) = spec.content {
+        assert_eq!(grids.heads(), spec.heads, "heads with grids");
     }
     if let Some((scores, weights)) = spec.mix {
         let size = spec.heads * spec.heads;

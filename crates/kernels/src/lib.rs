@@ -34,7 +34,7 @@ mod rows;
 mod testing;
 mod tiles;
 
-pub use attention::{Attention, Operands, Queries, RelativeKeys, Span, attend};
+pub use attention::{Attention, HeadGrids, Operands, Queries, RelativeKeys, Span, attend};
 pub use gemm_f32::{PackedF32, gemm_f32};
 pub use gemm_i4::{GROUPS, PackedI4, gemm_f32_i4, gemm_i4};
 pub use gemm_i8::{NormParameters, PackedI8, gemm_f32_i8, gemm_i8, gemm_i8_add_norm, gemm_i8_codes};

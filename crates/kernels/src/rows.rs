@@ -14,7 +14,7 @@ pub use quantize::{
     FixedGrid, InputGrid, QuantizedRows, RowGrid, SHIFT_MAX, Shaping, quantize_input, quantize_rows,
     quantize_rows_fixed, quantize_rows_split, quantize_weight_rows,
 };
-pub(crate) use quantize::{QuantizeRow, Room};
+pub(crate) use quantize::{QuantizeFixed, QuantizeRow, Room};
 pub(crate) use softmax::exp_sum;
 pub use softmax::softmax_row;
 

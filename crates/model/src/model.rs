@@ -9,6 +9,7 @@ use crate::site::{HeadSlot, Site, Slot};
 use crate::{EmbeddingProjection, Task};
 use qberta_kernels::{Context, Operands, RelativeKeys};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// The two `[heads, heads]` matrices of a DeBERTa v1 layer with talking heads.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,8 +37,8 @@ pub struct Weights {
 
 impl Weights {
     /// What the attention scores of `layer` multiply.
-    pub fn scores(&self, layer: usize) -> Operands {
-        self.scores.get(layer).copied().unwrap_or_default()
+    pub fn scores(&self, layer: usize) -> &Operands {
+        self.scores.get(layer).unwrap_or(&Operands::Float)
     }
 }
 
@@ -47,7 +48,15 @@ impl Weights {
 pub struct Model {
     pub(crate) arch: Architecture,
     pub(crate) weights: Weights,
-    pub(crate) positions: Vec<Positions<RelativeKeys>>,
+    positions: Vec<Tables>,
+}
+
+/// The projected relative table of a layer: for the scores of this model, and, once they are asked for, packed the
+/// other way (as codes, or as values) for those of another model.
+#[derive(Debug)]
+struct Tables {
+    own: Positions<RelativeKeys>,
+    other: OnceLock<Positions<RelativeKeys>>,
 }
 
 impl<V: std::fmt::Debug> std::fmt::Debug for Positions<V> {
@@ -64,20 +73,35 @@ impl Model {
         check(&arch, &weights)?;
         let mut model = Model { arch, weights, positions: Vec::new() };
         if model.arch.relative.is_some() {
-            let mut native = Native::new(&model, cx);
-            let positions = (0..model.arch.layers)
-                .map(|layer| {
-                    let p = project_positions(&model.arch, &mut native, layer);
-                    let (isa, heads, operands) = (cx.isa, model.arch.heads, model.weights.scores(layer));
-                    Positions {
-                        key: p.key.map(|m| RelativeKeys::pack(isa, &m, heads, operands)),
-                        query: p.query.map(|m| RelativeKeys::pack_queries(isa, &m, heads, operands)),
-                    }
-                })
-                .collect();
-            model.positions = positions;
+            let own = |layer| model.project(layer, model.weights.scores(layer).is_coded(), cx);
+            let tables = |layer| Tables { own: own(layer), other: OnceLock::new() };
+            model.positions = (0..model.arch.layers).map(tables).collect();
         }
         Ok(model)
+    }
+
+    /// The relative table as seen by `layer`, packed as codes or as values.
+    fn project(&self, layer: usize, coded: bool, cx: &Context) -> Positions<RelativeKeys> {
+        let p = project_positions(&self.arch, &mut Native::new(self, cx), layer);
+        let (isa, heads) = (cx.isa, self.arch.heads);
+        Positions {
+            key: p.key.map(|m| RelativeKeys::pack(isa, &m, heads, coded)),
+            query: p.query.map(|m| RelativeKeys::pack_queries(isa, &m, heads, coded)),
+        }
+    }
+
+    /// The relative table of `layer` for scores that multiply codes, or values; `None` without one.
+    pub(crate) fn positions(
+        &self,
+        layer: usize,
+        coded: bool,
+        cx: &Context,
+    ) -> Option<&Positions<RelativeKeys>> {
+        let Tables { own, other } = self.positions.get(layer)?;
+        match coded == self.weights.scores(layer).is_coded() {
+            true => Some(own),
+            false => Some(other.get_or_init(|| self.project(layer, coded, cx))),
+        }
     }
 
     /// What the model computes.
@@ -150,7 +174,15 @@ fn check(arch: &Architecture, weights: &Weights) -> Result<()> {
     for layer in 0..arch.layers {
         let at = |slot| Site::layer(layer, slot);
         const WIDEST: usize = 1 << 16; // sums of products of codes stay inside 32 bits
-        if weights.scores(layer) == Operands::Int8 && arch.head_size > WIDEST {
+        if let Operands::Int8Static(grids) = weights.scores(layer)
+            && grids.heads() != arch.heads
+        {
+            return Err(Error::corrupt("attention has the wrong number of grids")
+                .at(at(Slot::Scores))
+                .expected(format!("one for each of {} heads", arch.heads))
+                .found(grids.heads()));
+        }
+        if weights.scores(layer).is_coded() && arch.head_size > WIDEST {
             return Err(Error::unsupported("heads are too wide for int8 scores")
                 .at(at(Slot::Scores))
                 .expected(format!("at most {WIDEST} columns"))

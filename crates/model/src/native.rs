@@ -41,13 +41,15 @@ impl<'m> Native<'m> {
             Some(r) => self.index.entry(longest).or_insert_with(|| relative::index(longest, r)),
             None => &[],
         };
+        let content = self.model.weights.scores(layer);
+        let [keys, queries] = [keys, queries].map(|m| m.positions(layer, content.is_coded(), self.cx));
         let spec = Attention {
             heads: arch.heads,
             head_size: arch.head_size,
             scale: ((arch.head_size * arch.score_terms) as f32).sqrt().recip(),
-            content: self.model.weights.scores(layer),
-            key_positions: keys.positions.get(layer).and_then(|p| p.key.as_ref()),
-            query_positions: queries.positions.get(layer).and_then(|p| p.query.as_ref()),
+            content,
+            key_positions: keys.and_then(|p| p.key.as_ref()),
+            query_positions: queries.and_then(|p| p.query.as_ref()),
             index,
             len_max: longest,
             mix: self.model.weights.talking.get(layer).map(|t| (t.logits.as_slice(), t.weights.as_slice())),

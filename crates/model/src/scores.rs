@@ -9,7 +9,7 @@ use crate::engine::Rows;
 use crate::forward::Positions;
 use crate::model::TalkingHeads;
 use crate::relative;
-use qberta_kernels::{Matrix, Operands, Span, quantize_weight_rows, softmax_row};
+use qberta_kernels::{FixedGrid, Matrix, Operands, Span, quantize_weight_rows, softmax_row};
 use std::ops::Range;
 
 /// The scores of one head in one sequence, each `[queries, keys]` and scaled as they are summed.
@@ -50,7 +50,7 @@ pub fn query_rows(span: Span, number: usize, rows: Rows) -> Range<usize> {
 /// tables of the layer ([`crate::forward::project_positions`]).
 pub fn scores(
     arch: &Architecture,
-    operands: Operands,
+    operands: &Operands,
     tables: &Positions<Matrix>,
     (q, rows): (&Matrix, Rows),
     k: &Matrix,
@@ -77,10 +77,15 @@ pub fn scores(
     (0..arch.heads)
         .map(|head| {
             let cells = head * arch.head_size..(head + 1) * arch.head_size;
-            let part = |x: &Matrix, rows: Range<usize>| multiplied(operands, x, rows, cells.clone());
-            let whole = |table: &Matrix| part(table, 0..table.rows());
-            let q = part(q, queries.clone());
-            let k = part(k, span.start..span.start + span.len);
+            let [query, key] = match operands {
+                Operands::Float => [Multiplied::Values; 2],
+                Operands::Int8 => [Multiplied::Coded; 2],
+                Operands::Int8Static(grids) => grids.grids().map(|g| Multiplied::On(g[head])),
+            };
+            let table = if operands.is_coded() { Multiplied::Coded } else { Multiplied::Values };
+            let whole = |x: &Matrix| table.of(x, 0..x.rows(), cells.clone());
+            let q = query.of(q, queries.clone(), cells.clone());
+            let k = key.of(k, span.start..span.start + span.len, cells.clone());
             Scores {
                 c2c: grid(&|i, j| dot(q.row(i), k.row(j))),
                 c2p: tables
@@ -98,22 +103,36 @@ pub fn scores(
         .collect()
 }
 
-/// The part of `x` that one head multiplies: its values, or those that their codes stand for.
-fn multiplied(operands: Operands, x: &Matrix, rows: Range<usize>, cells: Range<usize>) -> Matrix {
-    let mut part = Matrix::zeros(rows.len(), cells.len());
-    for (to, from) in rows.enumerate() {
-        let row = &x.row(from)[cells.clone()];
-        match operands {
-            Operands::Float => part.row_mut(to).copy_from_slice(row),
-            Operands::Int8 => {
-                let (codes, scale) = quantize_weight_rows(row, 1, row.len());
-                for (y, code) in part.row_mut(to).iter_mut().zip(codes) {
-                    *y = f32::from(code) * scale[0];
+/// What a product takes of a row.
+#[derive(Clone, Copy)]
+enum Multiplied {
+    /// Its values.
+    Values,
+    /// What its codes on a grid of its own stand for.
+    Coded,
+    /// What its codes on this grid stand for.
+    On(FixedGrid),
+}
+
+impl Multiplied {
+    /// The part of `x` that one head multiplies.
+    fn of(self, x: &Matrix, rows: Range<usize>, cells: Range<usize>) -> Matrix {
+        let mut part = Matrix::zeros(rows.len(), cells.len());
+        for (to, from) in rows.enumerate() {
+            let (row, to) = (&x.row(from)[cells.clone()], part.row_mut(to));
+            match self {
+                Multiplied::Values => to.copy_from_slice(row),
+                Multiplied::Coded => {
+                    let (codes, scale) = quantize_weight_rows(row, 1, row.len());
+                    to.iter_mut().zip(codes).for_each(|(y, code)| *y = f32::from(code) * scale[0]);
+                }
+                Multiplied::On(grid) => {
+                    to.iter_mut().zip(row).for_each(|(y, x)| *y = grid.nearest(*x));
                 }
             }
         }
+        part
     }
-    part
 }
 
 /// The attention weights of every head, `[queries, keys]`: softmax of the summed scores, mixed across

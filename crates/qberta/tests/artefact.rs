@@ -237,7 +237,7 @@ fn int8_scores_are_a_decision_about_each_attention() {
         let layers = model.architecture().layers;
         let manifest = source.manifest.unwrap();
         // The plan says what runs, and only such a plan needs the newest format.
-        let scores: Vec<bool> = (0..layers).map(|l| model.weights().scores(l) == Operands::Int8).collect();
+        let scores: Vec<bool> = (0..layers).map(|l| *model.weights().scores(l) == Operands::Int8).collect();
         let planned = |l| manifest.plan.get(&name(l)) == Some(&Decision::INT8_SCORES);
         assert_eq!(scores, (0..layers).map(planned).collect::<Vec<_>>(), "{text}");
         assert_eq!(manifest.format_version == 4, scores.contains(&true), "{text}");

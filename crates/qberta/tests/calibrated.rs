@@ -4,35 +4,18 @@ mod common;
 
 use common::*;
 use qberta::kernels::Matrix;
-use qberta::model::{InputGrid, Linear, Sequence};
+use qberta::model::{Batch, InputGrid, Linear, Observe, Observed, Operand, Sequence, Tap, forward};
 use qberta::runtime::Options;
-use qberta::store::manifest::{self, Input, Manifest, Weight};
+use qberta::store::manifest::{self, Decision, Input, Manifest, Weight};
 use qberta::store::{Source, Tensor, safetensors};
 use qberta::toolkit::export::{Target, export};
 use qberta::toolkit::{Calibration, Conditions, Method, Report, quantize_under};
-use qberta::{Kind, Recipe, Request, Row, Session, quantize, verify};
+use qberta::{Kind, Recipe, Request, Session, quantize, verify};
 use std::fs;
 use std::path::Path;
 
-/// The token rows of a golden case, and others of the same kind.
-fn sequences(case: &str) -> Vec<Sequence> {
-    let mut all = Vec::new();
-    for (row, _) in expected(&golden(case)) {
-        match row {
-            Row::Tokens(s) => all.push(s),
-            Row::TokenChoices(many) => all.extend(many),
-            other => panic!("{case}: a golden row is {}", other.kind()),
-        }
-    }
-    all
-}
-
 fn calibrated(case: &str, out: &Path, method: Method, data: &[Sequence]) -> qberta::Result<Report> {
-    let record = golden_cases().into_iter().find(|(c, _)| c == case).unwrap().1;
-    let (model, recipe) = (golden(case), Recipe::new("static", &[])?);
-    let request = Request { model: &model, out, recipe: &recipe, task: Some(task(&record)) };
-    let calibration = Some(Calibration { sequences: data, method });
-    quantize_under(&request, Conditions { calibration, gate: None }, &context(), &())
+    calibrated_by("static", case, out, method, data)
 }
 
 fn artefact(case: &str) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -75,6 +58,108 @@ fn every_golden_checkpoint_becomes_a_verified_static_artefact() {
 }
 
 #[test]
+fn every_golden_checkpoint_becomes_an_artefact_with_static_scores() {
+    let dir = tempfile::tempdir().unwrap();
+    for (case, _) in golden_cases() {
+        let out = dir.path().join(&case);
+        let report = calibrated_by("static-attention", &case, &out, Method::MinMax, &sequences(&case))
+            .unwrap_or_else(|e| panic!("{case}: {e}"));
+        verify(&out, &context()).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let source = Source::open(&out, None).unwrap();
+        let manifest = source.manifest.as_ref().unwrap();
+        let attentions: Vec<_> =
+            report.plan.iter().filter(|(_, d)| **d == Decision::STATIC_SCORES).map(|(m, _)| m).collect();
+        assert_eq!((manifest.format_version, attentions.len()), (5, source.arch.layers), "{case}");
+        let int8 = Session::open(&out, None, context()).unwrap();
+        for (row, numbers) in expected(&golden(&case)) {
+            let raw = int8.raw(&[row], &Options::standard()).unwrap();
+            let largest = numbers.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+            let difference = largest_difference(&raw[0].values(), &numbers) / largest;
+            assert!(difference < 0.35, "{case}: static int8 is {difference} away from float");
+        }
+    }
+}
+
+/// How far each head of an operand reaches on the calibration data of a case, the long way.
+fn reach(case: &str, layer: u16, operand: Operand) -> Vec<f32> {
+    struct Most(Tap, usize, Vec<f32>);
+    impl Observe for &mut Most {
+        fn wants(&self, tap: Tap) -> bool {
+            tap == self.0
+        }
+        fn see(&mut self, _: Tap, x: &Matrix) {
+            for (c, v) in (0..x.rows()).flat_map(|i| x.row(i).iter().enumerate()) {
+                self.2[c / self.1] = self.2[c / self.1].max(v.abs());
+            }
+        }
+    }
+    let cx = context();
+    let model = Source::open(&golden(case), None).unwrap().load(&cx).unwrap().model;
+    let arch = model.architecture();
+    let mut most = Most(Tap::Operand(layer, operand), arch.head_size, vec![0.0; arch.heads]);
+    for sequence in sequences(case) {
+        let batch = Batch::new(arch, &[sequence]).unwrap();
+        forward(arch, &mut Observed::new(&model, &cx, &mut most), &batch);
+    }
+    most.2
+}
+
+#[test]
+fn heads_are_stored_with_the_scales_of_what_they_showed() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in ["v3-sequence", "v1-sequence"] {
+        let out = dir.path().join(case);
+        calibrated_by("static-attention", case, &out, Method::MinMax, &sequences(case)).unwrap();
+        let source = Source::open(&out, None).unwrap();
+        let layers = source.arch.layers as u16;
+        for layer in [0, layers - 1] {
+            for (operand, end) in [(Operand::Query, "q_scale"), (Operand::Key, "k_scale")] {
+                let name = format!("deberta.encoder.layer.{layer}.attention.self.{end}");
+                let expected: Vec<f32> = reach(case, layer, operand).iter().map(|m| m / 127.0).collect();
+                assert_eq!(source.tensors[&name].to_f32().unwrap(), expected, "{case}: {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn static_scores_without_grids_or_with_wrong_ones_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("int8");
+    let case = "v3-sequence";
+    calibrated_by("static-attention", case, &out, Method::MinMax, &sequences(case)).unwrap();
+    let module = "deberta.encoder.layer.1.attention.self";
+    let open = || Source::open(&out, None).unwrap();
+    let heads = open().arch.heads;
+    for end in ["q_scale", "k_scale"] {
+        let name = format!("{module}.{end}");
+        let wrong = |scales: &[f32]| Some(Tensor::from_f32(vec![scales.len()], scales).unwrap());
+        let codes = Tensor::from_i8(vec![heads], &vec![1; heads]).unwrap();
+        let bad = [0.0, -0.5, f32::NAN, f32::INFINITY, 1e-44].map(|s| wrong(&vec![s; heads]));
+        for with in bad.into_iter().chain([None, wrong(&vec![0.1; heads + 1]), Some(codes)]) {
+            let mut source = open();
+            assert!(source.tensors.remove(&name).is_some());
+            source.tensors.extend(with.clone().map(|t| (name.clone(), t)));
+            let error = source.load(&context()).expect_err(&name);
+            assert!(matches!(error.kind(), Kind::Corrupt | Kind::Unsupported), "{error}");
+            assert!(error.to_string().contains(module), "{error} does not name {module}");
+        }
+    }
+    // Grids of heads where there are none, and a grid of tensors for an attention.
+    let planned = |module: &str, decision: Decision| {
+        let mut source = open();
+        source.manifest.as_mut().unwrap().plan.insert(module.to_owned(), decision);
+        source.load(&context()).expect_err(module).to_string()
+    };
+    let linear = "deberta.encoder.layer.1.intermediate.dense";
+    let heads = Decision { input: Input::HeadStatic, weight: Weight::Int8Channel };
+    assert!(planned(linear, heads).contains(linear));
+    assert!(planned("deberta.embeddings.word_embeddings", heads).contains("word_embeddings"));
+    let tensor = Decision { input: Input::TensorStatic, weight: Weight::Float };
+    assert!(planned(module, tensor).contains("cannot be computed like this"));
+}
+
+#[test]
 fn no_data_no_static_model() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("int8");
@@ -82,10 +167,12 @@ fn no_data_no_static_model() {
     assert!(error.to_string().contains("--calibration") && !out.exists(), "{error}");
     // A recipe that needs data without any, and one that uses none with some.
     let model = golden("v3-sequence");
-    let recipe = Recipe::new("static", &[]).unwrap();
-    let request = Request { model: &model, out: &out, recipe: &recipe, task: None };
-    let error = quantize(&request, &context(), &()).unwrap_err();
-    assert!(error.to_string().contains("--calibration") && !out.exists(), "{error}");
+    for preset in ["static", "static-attention"] {
+        let recipe = Recipe::new(preset, &[]).unwrap();
+        let request = Request { model: &model, out: &out, recipe: &recipe, task: None };
+        let error = quantize(&request, &context(), &()).unwrap_err();
+        assert!(error.to_string().contains("--calibration") && !out.exists(), "{error}");
+    }
     let recipe = Recipe::new("dynamic", &[]).unwrap();
     let request = Request { model: &model, out: &out, recipe: &recipe, task: None };
     let data = sequences("v3-sequence");

@@ -6,6 +6,7 @@ mod common;
 use common::*;
 use qberta::model::{Batch, Native, Rows, Sequence, encode};
 use qberta::runtime::Options;
+use qberta::toolkit::Method;
 use qberta::{Context, Isa, Recipe, Request, Row, Session, quantize};
 use std::path::{Path, PathBuf};
 
@@ -27,8 +28,9 @@ fn raw_bits(session: &Session, rows: &[Row]) -> Vec<Vec<u32>> {
     session.raw(rows, &Options::standard()).unwrap().iter().map(|a| bits(&a.values())).collect()
 }
 
-/// The float checkpoint of a case, its artefact, and one whose attention scores are int8 too.
-fn forms(case: &str, dir: &Path) -> [PathBuf; 3] {
+/// The float checkpoint of a case, its artefact, one whose attention scores are int8 too, and one where everything is
+/// static.
+fn forms(case: &str, dir: &Path) -> [PathBuf; 4] {
     let model = golden(case);
     let artefact = |name: &str, recipe: &Recipe| {
         let out = dir.join(name);
@@ -37,7 +39,9 @@ fn forms(case: &str, dir: &Path) -> [PathBuf; 3] {
     };
     let int8 = artefact("int8", &Recipe::new("dynamic", &[]).unwrap());
     let scores = artefact("scores", &int8_scores());
-    [model, int8, scores]
+    let all_static = dir.join("static");
+    calibrated_by("static-attention", case, &all_static, Method::MinMax, &sequences(case)).unwrap();
+    [model, int8, scores, all_static]
 }
 
 #[test]

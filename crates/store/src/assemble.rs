@@ -4,7 +4,9 @@ use crate::int4::{self, PARTS};
 use crate::layout::{self, LinearRole, Module, Role};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
-use qberta_kernels::{Context, FixedGrid, Operands, PackedF32, PackedI4, PackedI8, RowGrid, Shaping};
+use qberta_kernels::{
+    Context, FixedGrid, HeadGrids, Operands, PackedF32, PackedI4, PackedI8, RowGrid, Shaping,
+};
 use qberta_model::{
     Architecture, Error, FloatFormat, HeadSlot, InputGrid, Linear, Model, Norm, Result, Site, Table,
     TalkingHeads, Weights,
@@ -18,13 +20,19 @@ pub const SCALE: &str = "_scale";
 /// scale, and the zero point as a signed code (0..=255 less 128).
 pub const INPUT_GRID: [&str; 2] = ["input_scale", "input_zero_point"];
 
-/// How an int8 linear treats its input.
+/// Ends of the names of the tensors `[heads]` that hold the scales of the queries and of the keys of an attention whose
+/// scores are products of codes on stored grids.
+pub const HEAD_GRIDS: [&str; 2] = ["q_scale", "k_scale"];
+
+/// How an int8 module treats its input.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Int8Input {
     /// Quantized per token while running.
     Dynamic(RowGrid, Channels),
     /// Quantized with the grid stored beside the weight.
     Static(Channels),
+    /// Queries and keys quantized with the grids stored for each head.
+    StaticHeads(Channels),
     /// Left in float.
     Float,
 }
@@ -205,10 +213,13 @@ impl<'t> Builder<'t> {
     fn module(&mut self, module: &Module, input: Int8Input) -> Result<()> {
         let name = module.name.as_str();
         let weight = format!("{name}.weight");
-        if matches!(input, Int8Input::Static(_))
-            && !matches!(module.role, Role::Linear(_) | Role::Scores { .. })
-        {
-            return Err(Error::corrupt("static input is recorded for a module that has none").at(name));
+        match (&input, &module.role) {
+            (Int8Input::Static(_), Role::Linear(_) | Role::Scores { .. }) => {}
+            (Int8Input::StaticHeads(_), Role::Scores { .. }) => {}
+            (Int8Input::Static(_) | Int8Input::StaticHeads(_), _) => {
+                return Err(Error::corrupt("static input is recorded for a module that has none").at(name));
+            }
+            _ => {}
         }
         match &module.role {
             Role::Table { site, rows, width } => {
@@ -235,14 +246,17 @@ impl<'t> Builder<'t> {
                 let weight = PackedF32::pack(&dense, *hidden, kernel * hidden);
                 self.weights.linears.insert(Site::Conv, Linear::F32 { weight, bias });
             }
-            Role::Scores { layer } => {
+            Role::Scores { layer, heads } => {
                 let operands = match input {
                     Int8Input::Float => Operands::Float,
                     Int8Input::Dynamic(RowGrid::Symmetric, channels) if channels.is_empty() => Operands::Int8,
+                    Int8Input::StaticHeads(channels) if channels.is_empty() => {
+                        Operands::Int8Static(self.head_grids(name, *heads)?)
+                    }
                     _ => {
                         return Err(Error::corrupt("attention scores cannot be computed like this")
                             .at(name)
-                            .expected("a plan with float input, or int8 per-token symmetric dynamic"));
+                            .expected("float input, int8 per-token symmetric dynamic or int8 per-head symmetric static, without extra columns"));
                     }
                 };
                 self.weights.scores.resize(*layer, Operands::Float);
@@ -288,6 +302,22 @@ impl<'t> Builder<'t> {
             .map_err(|e| Error::corrupt("input scale is unusable").at(scale_name).found(e))
     }
 
+    /// The stored grids of the queries and keys of an attention.
+    fn head_grids(&mut self, module: &str, heads: usize) -> Result<HeadGrids> {
+        let [query, key] = HEAD_GRIDS.map(|end| format!("{module}.{end}"));
+        for name in [&query, &key] {
+            if !self.tensors.contains_key(name) {
+                return Err(Error::corrupt("attention has no stored grids: the model was never calibrated")
+                    .at(name)
+                    .expected(format!("a tensor [{heads}]"))
+                    .hint("quantize again with a recipe of static scores and --calibration FILE"));
+            }
+        }
+        let [queries, keys] = [self.floats(&query, &[heads])?, self.floats(&key, &[heads])?];
+        HeadGrids::new(&queries, &keys)
+            .map_err(|e| Error::corrupt("scale of an attention is unusable").at(module).found(e))
+    }
+
     fn linear(&mut self, module: &str, role: &LinearRole, input: Int8Input) -> Result<()> {
         let weight = &format!("{module}.weight");
         let stored = self.matrix(weight, role.out, role.inp)?;
@@ -299,6 +329,9 @@ impl<'t> Builder<'t> {
             Int8Input::Float => None,
             _ if float => None,
             Int8Input::Dynamic(grid, channels) => Some((InputGrid::Row(grid), channels)),
+            Int8Input::StaticHeads(_) => {
+                return Err(Error::corrupt("grids of heads are recorded for a linear").at(weight));
+            }
             Int8Input::Static(channels) => Some((InputGrid::Fixed(self.input_grid(module)?), channels)),
         };
         let parts = role.sites.len();

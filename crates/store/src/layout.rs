@@ -44,10 +44,13 @@ pub enum Role {
         /// Taps.
         kernel: usize,
     },
-    /// The attention of a layer, which has no tensors of its own: how its scores are computed.
+    /// The attention of a layer, which has no tensors of its own but the grids of static scores: how its scores are
+    /// computed.
     Scores {
         /// Layer.
         layer: usize,
+        /// Number of heads.
+        heads: usize,
     },
     /// A DeBERTa v1 talking-heads matrix, `NAME.weight [heads, heads]`.
     Mix {
@@ -250,7 +253,7 @@ impl Lister {
                 }
             }
         }
-        self.push(name(names.attention), Role::Scores { layer });
+        self.push(name(names.attention), Role::Scores { layer, heads: arch.heads });
         self.linear(name(names.attention_output), at(Slot::AttentionOutput), hidden, width, true, true);
         self.norm(name(names.attention_norm), at(Slot::AttentionNorm), hidden);
         self.linear(name(names.up), at(Slot::FfnUp), arch.intermediate, hidden, true, true);

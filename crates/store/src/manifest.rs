@@ -17,9 +17,10 @@ pub const NAME: &str = "qberta.json";
 ///
 /// 1: dynamic and weight-only modules. 2: static inputs and the record of their calibration, gates, recipe files.
 /// 3: 4-bit group weights, weights fitted to data. 4: attention scores from int8 codes, smoothing, QuantEase.
+/// 5: attention scores from int8 codes on stored grids.
 /// A manifest carries the lowest version that can say what it says ([`Manifest::seal`]), so what version 1 could
 /// say is written as version 1, byte for byte.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 // Fields are declared in alphabetical order: serde writes them in this order, and the file has sorted keys.
 
@@ -172,6 +173,16 @@ pub enum Input {
     /// Quantized with one stored grid, `(code - zero_point) * scale`.
     #[serde(rename = "int8 per-tensor asymmetric static")]
     TensorStatic,
+    /// Of an attention: queries and keys quantized with one stored grid for each head, `code * scale` (version 5).
+    #[serde(rename = "int8 per-head symmetric static")]
+    HeadStatic,
+}
+
+impl Input {
+    /// Whether its grid is stored, so that data have set it.
+    pub fn is_static(self) -> bool {
+        matches!(self, Input::TensorStatic | Input::HeadStatic)
+    }
 }
 
 /// How a weight is stored.
@@ -248,6 +259,14 @@ impl Decision {
     /// Of an attention, which has no weight: its scores are products of int8 codes, each row of each head (query,
     /// key, projected position) on its own grid.
     pub const INT8_SCORES: Decision = Decision { input: Input::TokenSymmetric, weight: Weight::Float };
+
+    /// The same with one stored grid for the queries of each head, and one for its keys; positions as above.
+    pub const STATIC_SCORES: Decision = Decision { input: Input::HeadStatic, weight: Weight::Float };
+
+    /// Whether it is about the scores of an attention: only those have codes without a weight.
+    pub fn of_scores(self) -> bool {
+        self == Decision::INT8_SCORES || self == Decision::STATIC_SCORES
+    }
 }
 
 /// One recorded input and the output it must give, bit for bit, alone or in any batch.
@@ -276,6 +295,7 @@ impl Manifest {
         let grid = match self.plan.get(module).map(|d| d.input) {
             None | Some(Input::Float) => return Int8Input::Float,
             Some(Input::TensorStatic) => return Int8Input::Static(channels()),
+            Some(Input::HeadStatic) => return Int8Input::StaticHeads(channels()),
             Some(Input::TokenSymmetric) => RowGrid::Symmetric,
             Some(Input::TokenAsymmetric) => RowGrid::Asymmetric,
         };
@@ -284,7 +304,7 @@ impl Manifest {
 
     /// Whether some input of the plan is static.
     fn is_static(&self) -> bool {
-        self.plan.values().any(|d| d.input == Input::TensorStatic)
+        self.plan.values().any(|d| d.input.is_static())
     }
 
     /// Whether plan and calibration belong together.
@@ -315,7 +335,7 @@ impl Manifest {
                 Err(Error::corrupt("calibration is recorded, but no input of the plan is static").at(NAME))
             }
             (None, true) => {
-                let module = self.plan.iter().find(|(_, d)| d.input == Input::TensorStatic);
+                let module = self.plan.iter().find(|(_, d)| d.input.is_static());
                 Err(Error::corrupt("input is static, but no calibration is recorded")
                     .at(NAME)
                     .found(module.map_or("", |(name, _)| name)))
@@ -325,6 +345,9 @@ impl Manifest {
 
     /// The lowest format version that can say what this manifest says.
     fn version(&self) -> u32 {
+        if self.plan.values().any(|d| d.input == Input::HeadStatic) {
+            return 5;
+        }
         let scores = self.plan.values().any(|d| *d == Decision::INT8_SCORES);
         let descended = self.fitted.is_some_and(|f| f.rounding == Rounding::Quantease);
         if scores || descended || !self.smooth.is_empty() {

@@ -1,4 +1,5 @@
-//! Calibration: the grid of every static input, from sequences run through the float model.
+//! Calibration: every stored grid (of static inputs, of the queries and keys of static scores), from sequences run
+//! through the float model.
 //!
 //! Sequences run one at a time, so that a call of an observer is a sequence and the result does not depend on
 //! how anything was batched. The last eighth is held out first: the grids of the rest say how much of it they
@@ -11,12 +12,14 @@ use crate::plan::Plan;
 use crate::quantize::Progress;
 use crate::smooth::Shifts;
 use qberta_kernels::{Context, FixedGrid, Matrix, Shaping};
-use qberta_model::{Batch, Error, Model, Observe, Observed, Result, Sequence, Site, Tap, forward};
-use qberta_store::digest;
+use qberta_model::{Batch, Error, Model, Observe, Observed, Operand, Result, Sequence, Site, Tap, forward};
+use qberta_store::assemble::{HEAD_GRIDS, INPUT_GRID};
 use qberta_store::layout::{self, Role};
-use qberta_store::manifest::{CalibrationRecord, Input};
+use qberta_store::manifest::{CalibrationRecord, Decision, Input};
+use qberta_store::{Tensor, digest};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What to calibrate with.
 #[derive(Clone, Copy, Debug)]
@@ -40,20 +43,20 @@ pub struct CalibrationReport {
     pub held_out: usize,
     /// Part of their values that lay outside the grids of the others, over all inputs.
     pub clipped: f64,
-    /// The same for each module.
+    /// The same for each module; of an attention the queries and keys of all heads.
     pub clipped_by_module: BTreeMap<String, f64>,
 }
 
 /// One part in so many is held out.
 const HELD_OUT: usize = 8;
 
-/// Grids by module, and what there is to say about them.
+/// Grids as the tensors that an artefact holds, and what there is to say about them.
 pub(crate) struct Calibrated {
-    pub grids: BTreeMap<String, FixedGrid>,
+    pub tensors: BTreeMap<String, Tensor>,
     pub report: CalibrationReport,
 }
 
-/// Calibrates every static input of `plan` on the float `model`, whose inputs get these extra columns and shifts.
+/// Calibrates everything static in `plan` on the float `model`, whose inputs get these extra columns and shifts.
 ///
 /// Errors: no sequence, a sequence the model cannot take, activations that are not finite.
 pub(crate) fn calibrate(
@@ -68,31 +71,37 @@ pub(crate) fn calibrate(
         return Err(empty());
     }
     progress.stage("calibrating", data.sequences.len() as u64);
-    let inputs = inputs(model, plan, channels, data.method)?;
+    let mut inputs = inputs(model, plan, channels, data.method)?;
+    inputs.extend(operands(model, plan, data.method));
     let held_out = (data.sequences.len() / HELD_OUT).max(usize::from(data.sequences.len() > 1));
     let (main, tail) = data.sequences.split_at(data.sequences.len() - held_out);
 
     let mut seen = Watch { inputs };
     run(model, main, &mut seen, cx, progress)?;
     let mut ahead = Watch { inputs: seen.inputs.clone() };
-    for input in ahead.inputs.values_mut() {
-        input.grid = Some(input.choose()?);
-        input.observer = Observer::new(data.method);
+    for watched in ahead.inputs.values_mut().flatten() {
+        watched.grid = Some(watched.choose()?);
+        watched.observer = Observer::new(data.method);
     }
     run(model, tail, &mut ahead, cx, progress)
         .map_err(|e| e.at(format!("held-out, after {}", main.len())))?;
 
-    let mut grids = BTreeMap::new();
-    let mut clipped_by_module = BTreeMap::new();
-    let (mut clipped, mut values) = (0, 0);
-    for (site, mut input) in seen.inputs {
-        let later = &ahead.inputs[&site];
-        input.observer.merge(&later.observer);
-        grids.insert(input.module.clone(), input.choose()?);
-        clipped_by_module.insert(input.module, part(later.clipped, later.values));
-        clipped += later.clipped;
-        values += later.values;
+    let mut tensors = BTreeMap::new();
+    let mut counts: BTreeMap<String, [u64; 2]> = BTreeMap::new();
+    for (tap, mut input) in seen.inputs {
+        let mut grids = Vec::new();
+        for (watched, later) in input.iter_mut().zip(&ahead.inputs[&tap]) {
+            watched.observer.merge(&later.observer);
+            grids.push(watched.choose()?);
+            let [clipped, values] = counts.entry(later.module.clone()).or_default();
+            *clipped += later.clipped;
+            *values += later.values;
+        }
+        let Some(Watched { module, .. }) = input.first() else { continue };
+        tensors.extend(stored(tap, module, &grids)?);
     }
+    let clipped_by_module = counts.iter().map(|(m, [clipped, values])| (m.clone(), part(*clipped, *values)));
+    let [clipped, values] = counts.values().fold([0, 0], |all, one| [all[0] + one[0], all[1] + one[1]]);
     let tokens = data.sequences.iter().map(|s| s.ids.len()).sum();
     let report = CalibrationReport {
         observer: data.method.name(),
@@ -100,9 +109,25 @@ pub(crate) fn calibrate(
         tokens,
         held_out,
         clipped: part(clipped, values),
-        clipped_by_module,
+        clipped_by_module: clipped_by_module.collect(),
     };
-    Ok(Calibrated { grids, report })
+    Ok(Calibrated { tensors, report })
+}
+
+/// The tensors that hold the grids of what `tap` shows of a module.
+fn stored(tap: Tap, module: &str, grids: &[FixedGrid]) -> Result<Vec<(String, Tensor)>> {
+    let scales: Vec<f32> = grids.iter().map(|g| g.scale()).collect();
+    let scale = |end| Ok((format!("{module}.{end}"), Tensor::from_f32(vec![scales.len()], &scales)?));
+    match tap {
+        Tap::Operand(_, Operand::Query) => Ok(vec![scale(HEAD_GRIDS[0])?]),
+        Tap::Operand(..) => Ok(vec![scale(HEAD_GRIDS[1])?]),
+        Tap::Input(_) | Tap::Normed(_) => {
+            // compressed-tensors counts codes from -128.
+            let zeros: Vec<i8> = grids.iter().map(|g| (g.zero() ^ 0x80).cast_signed()).collect();
+            let zero = (format!("{module}.{}", INPUT_GRID[1]), Tensor::from_i8(vec![zeros.len()], &zeros)?);
+            Ok(vec![scale(INPUT_GRID[0])?, zero])
+        }
+    }
 }
 
 /// What an artefact says about its calibration data; `observer` if they set the grid of some input.
@@ -157,16 +182,20 @@ pub(crate) fn splits(
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, Vec<u32>>> {
     let inputs = inputs(model, plan, (&BTreeMap::new(), smooth), data.method)?;
-    let sites: Vec<Site> = inputs.keys().copied().collect();
-    let reach = reach(model, &sites, data, cx, progress)?;
-    Ok(inputs
+    let modules: BTreeMap<Site, String> = inputs
         .into_iter()
-        .map(|(site, input)| {
-            let magnitudes = outliers::smoothed(reach[&site].magnitudes(), smooth.get(&input.module));
-            (input.module, outliers::split_by(&magnitudes))
+        .filter_map(|(tap, watched)| match tap {
+            Tap::Input(site) => Some((site, watched.into_iter().next()?.module)),
+            _ => None,
         })
-        .filter(|(_, columns)| !columns.is_empty())
-        .collect())
+        .collect();
+    let sites: Vec<Site> = modules.keys().copied().collect();
+    let reach = reach(model, &sites, data, cx, progress)?;
+    let columns = modules.into_iter().map(|(site, module)| {
+        let magnitudes = outliers::smoothed(reach[&site].magnitudes(), smooth.get(&module));
+        (module, outliers::split_by(&magnitudes))
+    });
+    Ok(columns.filter(|(_, columns)| !columns.is_empty()).collect())
 }
 
 /// How far the channels of the inputs at `sites` reach on the data.
@@ -202,11 +231,11 @@ impl Observe for &mut Reach {
     }
 }
 
-/// One input under observation.
+/// One grid in the making.
 #[derive(Clone)]
 struct Watched {
     module: String,
-    split: Shaping,
+    what: What,
     observer: Observer,
     /// Counts what it clips, once it is set.
     grid: Option<FixedGrid>,
@@ -214,14 +243,34 @@ struct Watched {
     values: u64,
 }
 
+/// What of a tap's rows lies on a grid.
+#[derive(Clone)]
+enum What {
+    /// Everything, once it has got its shape; on an asymmetric grid.
+    Input(Shaping),
+    /// The columns of a head; on a symmetric grid.
+    Head(Range<usize>),
+}
+
 impl Watched {
+    fn new(module: &str, what: What, method: Method) -> Watched {
+        let observer = Observer::new(method);
+        Watched { module: module.to_owned(), what, observer, grid: None, clipped: 0, values: 0 }
+    }
+
     fn see(&mut self, x: &Matrix) {
-        let shared: Vec<f32>;
-        let values = if self.split == Shaping::default() {
-            x.as_slice()
-        } else {
-            shared = (0..x.rows()).flat_map(|i| self.split.shared(x.row(i))).collect();
-            &shared
+        let rows = 0..x.rows();
+        let some: Vec<f32>;
+        let values = match &self.what {
+            What::Input(shaping) if *shaping == Shaping::default() => x.as_slice(),
+            What::Input(shaping) => {
+                some = rows.flat_map(|i| shaping.shared(x.row(i))).collect();
+                &some
+            }
+            What::Head(columns) => {
+                some = rows.flat_map(|i| x.row(i)[columns.clone()].to_vec()).collect();
+                &some
+            }
         };
         self.observer.see(values);
         if let Some(grid) = self.grid {
@@ -239,17 +288,21 @@ impl Watched {
         }
         let range = self.observer.range();
         let range = range.ok_or_else(|| at(Error::input("calibration data never reach this module")))?;
-        range.grid().map_err(|e| at(Error::corrupt("activations have no 8-bit grid").found(e)))
+        let grid = match self.what {
+            What::Input(_) => range.grid(),
+            What::Head(_) => range.symmetric_grid(),
+        };
+        grid.map_err(|e| at(Error::corrupt("activations have no 8-bit grid").found(e)))
     }
 }
 
-/// The static inputs of `plan` by the site that shows all their rows.
+/// The static inputs of `plan` by the tap that shows all their rows.
 fn inputs(
     model: &Model,
     plan: &Plan,
     (splits, smooth): (&BTreeMap<String, Vec<u32>>, &Shifts),
     method: Method,
-) -> Result<BTreeMap<Site, Watched>> {
+) -> Result<BTreeMap<Tap, Vec<Watched>>> {
     let mut inputs = BTreeMap::new();
     for module in layout::modules(model.architecture()) {
         let decision = plan.get(&module.name);
@@ -260,29 +313,44 @@ fn inputs(
         // Of a fused projection the value sees every token, the query of the last layer only those asked.
         let Some((site, _)) = role.sites.last() else { continue };
         let shifts = smooth.get(&module.name).map_or(&[][..], Vec::as_slice);
-        let split = Shaping::new(splits.get(&module.name).cloned().unwrap_or_default(), role.inp)
+        let shaping = Shaping::new(splits.get(&module.name).cloned().unwrap_or_default(), role.inp)
             .and_then(|split| split.smoothed(shifts, role.inp))
             .map_err(|e| Error::corrupt("channels of the input are unusable").at(&module.name).found(e))?;
-        let observer = Observer::new(method);
-        let watched = Watched { module: module.name, split, observer, grid: None, clipped: 0, values: 0 };
-        inputs.insert(*site, watched);
+        let watched = Watched::new(&module.name, What::Input(shaping), method);
+        inputs.insert(Tap::Input(*site), vec![watched]);
     }
     Ok(inputs)
 }
 
+/// Queries and keys of the static scores of `plan`, each head on its own.
+fn operands(model: &Model, plan: &Plan, method: Method) -> Vec<(Tap, Vec<Watched>)> {
+    let size = model.architecture().head_size;
+    let mut operands = Vec::new();
+    for module in layout::modules(model.architecture()) {
+        let (Role::Scores { layer, heads }, Some(&Decision::STATIC_SCORES)) =
+            (&module.role, plan.get(&module.name))
+        else {
+            continue;
+        };
+        let head = |h: usize| Watched::new(&module.name, What::Head(h * size..(h + 1) * size), method);
+        for operand in [Operand::Query, Operand::Key] {
+            operands.push((Tap::Operand(*layer as u16, operand), (0..*heads).map(head).collect()));
+        }
+    }
+    operands
+}
+
 struct Watch {
-    inputs: BTreeMap<Site, Watched>,
+    inputs: BTreeMap<Tap, Vec<Watched>>,
 }
 
 impl Observe for &mut Watch {
     fn wants(&self, tap: Tap) -> bool {
-        matches!(tap, Tap::Input(site) if self.inputs.contains_key(&site))
+        self.inputs.contains_key(&tap)
     }
 
     fn see(&mut self, tap: Tap, x: &Matrix) {
-        if let Tap::Input(site) = tap
-            && let Some(watched) = self.inputs.get_mut(&site)
-        {
+        for watched in self.inputs.get_mut(&tap).into_iter().flatten() {
             watched.see(x);
         }
     }

@@ -27,7 +27,7 @@ use qberta_model::{
 };
 use qberta_store::Tensor;
 use qberta_store::layout::{self, LinearRole, Role};
-use qberta_store::manifest::{FitRecord, Input, Rounding};
+use qberta_store::manifest::{Decision, FitRecord, Input, Rounding};
 use std::collections::BTreeMap;
 
 /// Whether inputs are rounded by descending importance rather than in their order.
@@ -103,8 +103,8 @@ pub(crate) fn fit(
         run(job.float, arch.layers, data, &mut before, progress)?;
     }
     let linears = linears(arch, job.plan);
-    let mut done: Plan =
-        job.plan.iter().filter(|(n, _)| !linears.contains(n)).map(|(n, d)| (n.clone(), *d)).collect();
+    let others = job.plan.iter().filter(|(n, _)| !linears.contains(n));
+    let mut done: Plan = others.map(|(n, d)| (n.clone(), without_stored_grid(*d))).collect();
     for step in &steps {
         let mut now = Watch::new(cx);
         if let Some(site) = step.site() {
@@ -125,15 +125,20 @@ pub(crate) fn fit(
             let shape = [part.role.out, part.role.inp];
             tensors.remove(&name);
             tensors.extend(weights::tensors(&name, &fitted.coded, shape, decision.weight)?);
-            // Static inputs have no stored grid yet.
-            let input = match decision.input {
-                Input::TensorStatic => Input::TokenAsymmetric,
-                other => other,
-            };
-            done.insert(part.module.clone(), qberta_store::manifest::Decision { input, ..decision });
+            done.insert(part.module.clone(), without_stored_grid(decision));
         }
     }
     Ok(tensors)
+}
+
+/// How a module runs while weights are fitted: static inputs have no stored grid yet.
+fn without_stored_grid(decision: Decision) -> Decision {
+    let input = match decision.input {
+        Input::TensorStatic => Input::TokenAsymmetric,
+        Input::HeadStatic => Input::TokenSymmetric,
+        other => other,
+    };
+    Decision { input, ..decision }
 }
 
 /// The modules that are fitted.
@@ -145,7 +150,7 @@ pub(crate) fn linears(arch: &Architecture, plan: &Plan) -> Vec<String> {
 fn steps(arch: &Architecture, plan: &Plan) -> Vec<Step> {
     let mut steps: BTreeMap<(usize, usize), Step> = BTreeMap::new();
     for module in layout::modules(arch) {
-        let quantized = plan.get(&module.name).is_some_and(|d| *d != qberta_store::manifest::Decision::FLOAT);
+        let quantized = plan.get(&module.name).is_some_and(|d| *d != Decision::FLOAT);
         let (Role::Linear(role), true) = (module.role, quantized) else { continue };
         let Some((Site::Layer(layer, slot), _)) = role.sites.first().cloned() else { continue };
         let turn = match slot {

@@ -74,7 +74,7 @@ fn quantization_config(arch: &Architecture, plan: &Plan, (splits, smooth): &Chan
                     _ if table => "embeddings",
                     Input::TokenAsymmetric => "linears",
                     Input::TensorStatic => "linears_static",
-                    Input::TokenSymmetric => "linears_symmetric",
+                    Input::TokenSymmetric | Input::HeadStatic => "linears_symmetric",
                     Input::Float => "linears_weight_only",
                 };
                 let key = match weight {

@@ -109,6 +109,13 @@ impl Range {
         FixedGrid::over(self.lo as f32, self.hi as f32)
     }
 
+    /// The symmetric 8-bit grid that reaches as far as the range does either way.
+    ///
+    /// Errors: a sentence, for a range that leaves f32.
+    pub fn symmetric_grid(self) -> std::result::Result<FixedGrid, String> {
+        FixedGrid::reaching(self.hi.max(-self.lo) as f32)
+    }
+
     /// The part of the range that lies in `other`; all of `other` if there is none.
     fn within(self, other: Range) -> Range {
         let (lo, hi) = (self.lo.max(other.lo), self.hi.min(other.hi));

@@ -63,8 +63,8 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
     let mut plan = Plan::new();
     for (module, kind) in candidates {
         if kind == Kind::Scores {
-            if scores(module, recipe) == Scores::Int8 {
-                plan.insert(module.name.clone(), Decision::INT8_SCORES);
+            if let Some(decision) = scores(module, recipe).decision() {
+                plan.insert(module.name.clone(), decision);
             }
             continue;
         }

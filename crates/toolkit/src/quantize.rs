@@ -12,7 +12,6 @@ use crate::verify::verify_at;
 use crate::weights;
 use qberta_kernels::Context;
 use qberta_model::{Error, Result, Site, Task};
-use qberta_store::assemble::INPUT_GRID;
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::{COMPANIONS, CONFIG};
@@ -227,7 +226,7 @@ fn transform(
             .hint("start from the float checkpoint; `qberta inspect` shows what this one holds"));
     }
     let plan = plan(&source.arch, recipe)?;
-    let is_static = plan.values().any(|d| d.input == Input::TensorStatic);
+    let is_static = plan.values().any(|d| d.input.is_static());
     let asks = is_static || recipe.fit().is_some() || recipe.smooth.is_some();
     if asks && data.is_none() {
         return Err(Error::input(format!("recipe {} needs calibration data", recipe.name))
@@ -281,15 +280,10 @@ fn transform(
         }
     };
     drop(model);
-    if let Some(calibrated) = &calibrated {
-        for (module, grid) in &calibrated.grids {
-            let [scale, zero] = INPUT_GRID.map(|end| format!("{module}.{end}"));
-            tensors.insert(scale, Tensor::from_f32(vec![1], &[grid.scale()])?);
-            // compressed-tensors counts codes from -128.
-            tensors.insert(zero, Tensor::from_i8(vec![1], &[(grid.zero() ^ 0x80).cast_signed()])?);
-        }
-    }
-    let report = calibrated.map(|c| c.report);
+    let report = calibrated.map(|calibrated| {
+        tensors.extend(calibrated.tensors);
+        calibrated.report
+    });
     Ok(Quantized { source, tensors, plan, channels: (splits, smooth), account, record, report })
 }
 

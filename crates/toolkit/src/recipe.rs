@@ -17,7 +17,7 @@
 //! weight = "int8"
 //!
 //! [attention]
-//! scores = "int8"             # or "float": products of queries with keys and projected positions
+//! scores = "int8"             # or "static", "float": products of queries with keys and projected positions
 //!
 //! [[rules]]                   # in order; of the rules that match a module, the last to set a key decides it
 //! modules = ["layer.11", "re:attention\\.output"]
@@ -34,16 +34,17 @@ pub(crate) use file::impossible;
 pub(crate) use write::uniform;
 
 use qberta_model::{Error, Result};
-use qberta_store::manifest::{FitRecord, Input, RecipeRecord, Rounding, Weight};
+use qberta_store::manifest::{Decision, FitRecord, Input, RecipeRecord, Rounding, Weight};
 use qberta_store::whole;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Every preset: its name and its file.
-pub const PRESETS: [(&str, &str); 6] = [
+pub const PRESETS: [(&str, &str); 7] = [
     ("dynamic", include_str!("recipes/dynamic.toml")),
     ("static", include_str!("recipes/static.toml")),
+    ("static-attention", include_str!("recipes/static-attention.toml")),
     ("w4a8", include_str!("recipes/w4a8.toml")),
     ("w4a8-gptq", include_str!("recipes/w4a8-gptq.toml")),
     ("weight-only", include_str!("recipes/weight-only.toml")),
@@ -88,6 +89,19 @@ pub enum Scores {
     Float,
     /// int8 codes, each row of each head on its own grid.
     Int8,
+    /// int8 codes, queries and keys of each head on a stored grid.
+    Static,
+}
+
+impl Scores {
+    /// The decision for an attention; `None` where it stays in float.
+    pub(crate) fn decision(self) -> Option<Decision> {
+        match self {
+            Scores::Float => None,
+            Scores::Int8 => Some(Decision::INT8_SCORES),
+            Scores::Static => Some(Decision::STATIC_SCORES),
+        }
+    }
 }
 
 /// What a recipe file says about some modules.

@@ -5,7 +5,7 @@ use crate::quantize::Progress;
 use qberta_kernels::quantize_weight_rows;
 use qberta_model::{Error, Result};
 use qberta_store::assemble::SCALE;
-use qberta_store::manifest::{Decision, Group, Weight};
+use qberta_store::manifest::{Group, Weight};
 use qberta_store::{Source, Tensor, int4};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,7 +51,7 @@ pub(crate) fn all(
     used: &BTreeSet<String>,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let modules = plan.values().filter(|d| **d != Decision::INT8_SCORES).count();
+    let modules = plan.values().filter(|d| !d.of_scores()).count();
     progress.stage("quantizing", modules as u64);
     let mut tensors = BTreeMap::new();
     for (name, tensor) in source.tensors.iter().filter(|(n, _)| used.contains(*n)) {

@@ -8,15 +8,78 @@ use crate::gemm_f32::Block;
 use crate::gemm_i8::{CodedPanels, CodedRows};
 use crate::lanes::LANES;
 use crate::parallel::Tile;
+use crate::rows::{FixedGrid, InputGrid, RowGrid};
 
 /// What the products of attention scores multiply: an explicit choice, since its bits differ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Operands {
     /// f32 values.
     #[default]
     Float,
     /// int8 codes: each row of each head (a query, a key, a row of a relative table) on its own symmetric grid.
     Int8,
+    /// int8 codes: queries and keys of a head on one stored grid each; rows of relative tables, which no data
+    /// change, on their own.
+    Int8Static(HeadGrids),
+}
+
+impl Operands {
+    /// Whether they are codes.
+    pub fn is_coded(&self) -> bool {
+        *self != Operands::Float
+    }
+
+    /// The grid of the queries of `head`, wherever they meet codes.
+    pub(super) fn query_grid(&self, head: usize) -> InputGrid {
+        self.grid(|grids| grids.query[head])
+    }
+
+    /// The grid of the keys of `head`, likewise.
+    pub(super) fn key_grid(&self, head: usize) -> InputGrid {
+        self.grid(|grids| grids.key[head])
+    }
+
+    fn grid(&self, stored: impl Fn(&HeadGrids) -> FixedGrid) -> InputGrid {
+        match self {
+            Operands::Int8Static(grids) => InputGrid::Fixed(stored(grids)),
+            Operands::Float | Operands::Int8 => OWN,
+        }
+    }
+}
+
+/// Each row on its own grid.
+pub(super) const OWN: InputGrid = InputGrid::Row(RowGrid::Symmetric);
+
+/// Stored symmetric grids of queries and of keys, one for each head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadGrids {
+    query: Vec<FixedGrid>,
+    key: Vec<FixedGrid>,
+}
+
+impl HeadGrids {
+    /// From the scales of queries and of keys, `[heads]` each, in real units per code.
+    ///
+    /// Errors: a sentence, for unequal numbers of heads or a scale that is not a normal number above 0.
+    pub fn new(query: &[f32], key: &[f32]) -> Result<HeadGrids, String> {
+        if query.len() != key.len() {
+            return Err(format!("{} heads of queries and {} of keys", query.len(), key.len()));
+        }
+        let grids = |scales: &[f32]| -> Result<Vec<_>, String> {
+            scales.iter().map(|s| FixedGrid::symmetric(*s)).collect()
+        };
+        Ok(HeadGrids { query: grids(query)?, key: grids(key)? })
+    }
+
+    /// Number of heads.
+    pub fn heads(&self) -> usize {
+        self.query.len()
+    }
+
+    /// The grids of queries and of keys, `[heads]` each.
+    pub fn grids(&self) -> [&[FixedGrid]; 2] {
+        [&self.query, &self.key]
+    }
 }
 
 /// Rows of one head: queries or keys.
@@ -30,9 +93,15 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// The first `size` values of `count` rows of `x`, `stride` apart.
-    pub fn new(isa: Isa, x: &'a [f32], stride: usize, count: usize, size: usize, coded: bool) -> Rows<'a> {
-        let coded = coded.then(|| CodedRows::new(isa, x, stride, count, size));
+    /// The first `size` values of `count` rows of `x`, `stride` apart, and their codes if there is a grid for them.
+    pub fn new(
+        isa: Isa,
+        x: &'a [f32],
+        stride: usize,
+        [count, size]: [usize; 2],
+        grid: Option<InputGrid>,
+    ) -> Rows<'a> {
+        let coded = grid.map(|grid| CodedRows::new(isa, x, stride, [count, size], grid));
         Rows { x, stride, count, size, coded }
     }
 
@@ -61,11 +130,12 @@ pub(super) enum Panels {
 }
 
 impl Panels {
-    pub fn new(rows: &Rows, operands: Operands, used: Use) -> Panels {
-        match (operands, used) {
-            (Operands::Float, _) => Panels::float(rows),
-            (Operands::Int8, Use::Passing) => Panels::Int8(CodedPanels::passing(rows.coded())),
-            (Operands::Int8, Use::Lasting) => Panels::Int8(CodedPanels::lasting(rows.coded())),
+    /// `coded`: of their codes.
+    pub fn new(rows: &Rows, coded: bool, used: Use) -> Panels {
+        match (coded, used) {
+            (false, _) => Panels::float(rows),
+            (true, Use::Passing) => Panels::Int8(CodedPanels::passing(rows.coded())),
+            (true, Use::Lasting) => Panels::Int8(CodedPanels::lasting(rows.coded())),
         }
     }
 

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::Operands;
-use super::operands::{Panels, Rows, Use};
+use super::operands::{OWN, Panels, Rows, Use};
 use crate::lanes::LANES;
 use crate::{Isa, Matrix};
 
@@ -14,28 +13,29 @@ use crate::{Isa, Matrix};
 #[derive(Clone)]
 pub struct RelativeKeys {
     panels: Vec<Panels>, // one for each head
-    operands: Operands,
+    coded: bool,
     descending: bool,
     rows: usize,
     head_size: usize,
 }
 
 impl RelativeKeys {
-    /// Packs `K_r`, `projected [table rows, heads * head_size]`. Panics unless its columns divide into `heads`.
-    pub fn pack(isa: Isa, projected: &Matrix, heads: usize, operands: Operands) -> RelativeKeys {
-        RelativeKeys::pack_either(isa, projected, heads, operands, true)
+    /// Packs `K_r`, `projected [table rows, heads * head_size]`; `coded`: as int8 codes, each row of each head on its
+    /// own symmetric grid. Panics unless its columns divide into `heads`.
+    pub fn pack(isa: Isa, projected: &Matrix, heads: usize, coded: bool) -> RelativeKeys {
+        RelativeKeys::pack_either(isa, projected, heads, coded, true)
     }
 
     /// Packs `Q_r`, likewise.
-    pub fn pack_queries(isa: Isa, projected: &Matrix, heads: usize, operands: Operands) -> RelativeKeys {
-        RelativeKeys::pack_either(isa, projected, heads, operands, false)
+    pub fn pack_queries(isa: Isa, projected: &Matrix, heads: usize, coded: bool) -> RelativeKeys {
+        RelativeKeys::pack_either(isa, projected, heads, coded, false)
     }
 
     fn pack_either(
         isa: Isa,
         projected: &Matrix,
         heads: usize,
-        operands: Operands,
+        coded: bool,
         descending: bool,
     ) -> RelativeKeys {
         let (rows, cols) = (projected.rows(), projected.cols());
@@ -47,15 +47,15 @@ impl RelativeKeys {
                 let a = if descending { rows - 1 - t } else { t };
                 x.row_mut(t).copy_from_slice(&projected.row(a)[head * head_size..(head + 1) * head_size]);
             }
-            let rows = Rows::new(isa, x.as_slice(), head_size, rows, head_size, operands == Operands::Int8);
-            Panels::new(&rows, operands, Use::Lasting)
+            let rows = Rows::new(isa, x.as_slice(), head_size, [rows, head_size], coded.then_some(OWN));
+            Panels::new(&rows, coded, Use::Lasting)
         };
-        RelativeKeys { panels: (0..heads).map(head).collect(), operands, descending, rows, head_size }
+        RelativeKeys { panels: (0..heads).map(head).collect(), coded, descending, rows, head_size }
     }
 
-    /// What the products with the table multiply.
-    pub fn operands(&self) -> Operands {
-        self.operands
+    /// Whether products with the table are products of codes.
+    pub fn is_coded(&self) -> bool {
+        self.coded
     }
 
     /// Rows of the relative table.

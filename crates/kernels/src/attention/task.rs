@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::operands::{Panels, Rows, Use};
 use super::relative::{RelativeKeys, Walk, reach};
 use super::scores::{Combine, Exp, Mix, Products, SLACK, Scale, Terms};
-use super::{Attention, Lines, Operands, Part, STRIP, Span};
+use super::{Attention, Lines, Part, STRIP, Span};
 use crate::gemm_f32::Block;
 use crate::lanes::LANES;
 use crate::parallel::Tile;
@@ -159,8 +159,9 @@ impl Task<'_> {
         let (rows, size) = (queries.len(), self.spec.head_size);
         let first_row = self.part.out.start + (queries.start - self.part.queries.start);
         let q = &self.q.as_slice()[first_row * self.q.cols() + head.number * size..];
-        let coded = self.wants_codes(self.spec.key_positions);
-        let q = Rows::new(self.isa, q, self.q.cols(), rows, size, coded);
+        let codes = self.wants_codes(self.spec.key_positions);
+        let grid = codes.then(|| self.spec.content.query_grid(head.number));
+        let q = Rows::new(self.isa, q, self.q.cols(), [rows, size], grid);
         let mut tile = Tile::over(scores, stride, rows, keys);
         head.keys.multiply(self.isa, &q, 0..rows, 0..keys.div_ceil(LANES), &mut tile);
         if self.spec.key_positions.is_none() && self.spec.query_positions.is_none() {
@@ -194,8 +195,7 @@ impl Task<'_> {
 
     /// Whether some product of rows that also meet `table` takes codes.
     fn wants_codes(&self, table: Option<&RelativeKeys>) -> bool {
-        let coded = |operands| operands == Operands::Int8;
-        coded(self.spec.content) || table.is_some_and(|table| coded(table.operands()))
+        self.spec.content.is_coded() || table.is_some_and(RelativeKeys::is_coded)
     }
 
     /// Products of rows `some` of `x` with the table rows `reached` of one head.
@@ -222,9 +222,10 @@ impl Task<'_> {
         let size = self.spec.head_size;
         let cols = head * size..(head + 1) * size;
         let k = &self.k.as_slice()[start * self.k.cols() + head * size..];
-        let coded = self.wants_codes(self.spec.query_positions);
-        let k = Rows::new(self.isa, k, self.k.cols(), len, size, coded);
-        let keys = Panels::new(&k, self.spec.content, Use::Passing);
+        let codes = self.wants_codes(self.spec.query_positions);
+        let grid = codes.then(|| self.spec.content.key_grid(head));
+        let k = Rows::new(self.isa, k, self.k.cols(), [len, size], grid);
+        let keys = Panels::new(&k, self.spec.content.is_coded(), Use::Passing);
         let mut values = Lines::zeroed(size.div_ceil(LANES) * len * LANES * 4);
         for (j, row) in (start..start + len).enumerate() {
             for (panel, v) in self.v.row(row)[cols.clone()].chunks(LANES).enumerate() {

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::rows::{InputGrid, RowGrid};
 use crate::testing::{assert_same, contexts, matrix, values};
 use crate::{Isa, quantize_weight_rows, softmax_row};
 
@@ -14,8 +15,9 @@ struct Case {
     index: Vec<u32>,
     len_max: usize,
     mix: Option<(Vec<f32>, Vec<f32>)>,
-    /// Of the content, the key table and the query table.
-    operands: [Operands; 3],
+    content: Operands,
+    /// Whether the key table and the query table are.
+    coded: [bool; 2],
     q: Matrix,
     k: Matrix,
     v: Matrix,
@@ -39,7 +41,8 @@ impl Case {
             index: (-far..=far).map(row).collect(),
             len_max,
             mix: None,
-            operands: [Operands::Float; 3],
+            content: Operands::Float,
+            coded: [false; 2],
             q: matrix(tokens, cols, seed + 2),
             k: matrix(tokens, cols, seed + 3),
             v: matrix(tokens, cols, seed + 4),
@@ -60,24 +63,30 @@ impl Case {
     /// Scaled scores of query i of `span` in head `h`.
     fn scores(&self, span: Span, i: usize, h: usize) -> Vec<f32> {
         let cols = h * self.size..(h + 1) * self.size;
-        let dot = |a: &[f32], b: &[f32], operands: Operands| match operands {
-            Operands::Float => a.iter().zip(b).fold(0.0f32, |acc, (&a, &b)| a.mul_add(b, acc)),
-            Operands::Int8 => {
-                let [a, b] = [a, b].map(|row| quantize_weight_rows(row, 1, row.len()));
-                let sum: i32 = a.0.iter().zip(&b.0).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
-                (sum as f32).mul_add(a.1[0] * b.1[0], 0.0)
-            }
+        let dot =
+            |(a, a_grid): (&[f32], InputGrid), (b, b_grid): (&[f32], InputGrid), coded: bool| match coded {
+                false => a.iter().zip(b).fold(0.0f32, |acc, (&a, &b)| a.mul_add(b, acc)),
+                true => {
+                    let [a, b] = [(a, a_grid), (b, b_grid)].map(|(row, grid)| codes(row, grid));
+                    let sum: i32 = a.0.iter().zip(&b.0).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+                    (sum as f32).mul_add(a.1 * b.1, 0.0)
+                }
+            };
+        let own = InputGrid::Row(RowGrid::Symmetric);
+        let [query_grid, key_grid] = match &self.content {
+            Operands::Int8Static(grids) => grids.grids().map(|g| InputGrid::Fixed(g[h])),
+            _ => [own; 2],
         };
-        let q = &self.q.row(span.start + i)[cols.clone()];
+        let q = (&self.q.row(span.start + i)[cols.clone()], query_grid);
         let score = |j: usize| {
             let a = self.index[i + self.len_max - 1 - j] as usize;
-            let k = &self.k.row(span.start + j)[cols.clone()];
-            let mut s = dot(q, k, self.operands[0]);
+            let k = (&self.k.row(span.start + j)[cols.clone()], key_grid);
+            let mut s = dot(q, k, self.content.is_coded());
             if let Some(table) = &self.keys {
-                s += dot(q, &table.row(a)[cols.clone()], self.operands[1]);
+                s += dot(q, (&table.row(a)[cols.clone()], own), self.coded[0]);
             }
             if let Some(table) = &self.queries {
-                s += dot(k, &table.row(a)[cols.clone()], self.operands[2]);
+                s += dot(k, (&table.row(a)[cols.clone()], own), self.coded[1]);
             }
             s * 0.25
         };
@@ -117,7 +126,7 @@ impl Case {
     }
 
     fn run(&self, cx: &Context, spans: &[Span], queries: Queries) -> Matrix {
-        let [content, keys, queries_] = self.operands;
+        let [keys, queries_] = self.coded;
         let keys = self.keys.as_ref().map(|table| RelativeKeys::pack(cx.isa, table, self.heads, keys));
         let query_table =
             self.queries.as_ref().map(|t| RelativeKeys::pack_queries(cx.isa, t, self.heads, queries_));
@@ -125,7 +134,7 @@ impl Case {
             heads: self.heads,
             head_size: self.size,
             scale: 0.25,
-            content,
+            content: &self.content,
             key_positions: keys.as_ref(),
             query_positions: query_table.as_ref(),
             index: &self.index,
@@ -171,9 +180,34 @@ impl Case {
     }
 }
 
-/// One for each bit.
-fn operands(bits: usize) -> [Operands; 3] {
-    [1, 2, 4].map(|bit| if bits & bit != 0 { Operands::Int8 } else { Operands::Float })
+/// Codes and scale of a row by the definition.
+fn codes(row: &[f32], grid: InputGrid) -> (Vec<i8>, f32) {
+    match grid {
+        InputGrid::Row(_) => {
+            let (codes, scale) = quantize_weight_rows(row, 1, row.len());
+            (codes, scale[0])
+        }
+        InputGrid::Fixed(_) if row.iter().any(|x| !x.is_finite()) => (vec![0; row.len()], f32::NAN),
+        InputGrid::Fixed(grid) => {
+            let code = |x: &f32| (x * (1.0 / grid.scale())).round_ties_even().clamp(-127.0, 127.0) as i8;
+            (row.iter().map(code).collect(), grid.scale())
+        }
+    }
+}
+
+impl Case {
+    /// What is coded: bit 0 the content, bit 1 the key table, bit 2 the query table. Bit 3: queries and keys on stored
+    /// grids, which clip some of their values.
+    fn coded(self, bits: usize) -> Case {
+        let scales =
+            |seed| values(self.heads, seed).iter().map(|v| 0.004 + 0.004 * v.abs()).collect::<Vec<_>>();
+        let content = match (bits & 1 != 0, bits & 8 != 0) {
+            (false, _) => Operands::Float,
+            (true, false) => Operands::Int8,
+            (true, true) => Operands::Int8Static(HeadGrids::new(&scales(3), &scales(4)).unwrap()),
+        };
+        Case { content, coded: [bits & 2 != 0, bits & 4 != 0], ..self }
+    }
 }
 
 proptest! {
@@ -181,12 +215,12 @@ proptest! {
     #[test]
     fn any_batch_has_the_bits_of_the_definition(
         heads in 1usize..4, size in 1usize..40, lens in proptest::collection::vec(0usize..60, 1..4),
-        terms in 0usize..4, coded in 0usize..8, mixes: bool, near in 1i64..50, seed in 1u64..1000,
+        terms in 0usize..4, coded in 0usize..16, mixes: bool, near in 1i64..50, seed in 1u64..1000,
     ) {
         let mut case = Case::new(heads, size, &lens, (near, 40), seed);
         case.keys = case.keys.filter(|_| terms & 1 != 0);
         case.queries = case.queries.filter(|_| terms & 2 != 0);
-        case.operands = operands(coded);
+        case = case.coded(coded);
         case.mix = mixes.then(|| (values(heads * heads, seed + 7), values(heads * heads, seed + 8)));
         case.check(1);
     }
@@ -195,11 +229,9 @@ proptest! {
 #[test]
 fn the_head_sizes_and_lengths_of_real_models_have_the_bits_of_the_definition() {
     for (size, lens) in [(12, [1, 2, 16]), (20, [17, 33, 5]), (64, [31, 32, 100]), (64, [129, 8, 47])] {
-        for coded in [0, 7] {
+        for coded in [0, 7, 15] {
             for table in [(16, 24), (200, 256)] {
-                let mut case = Case::new(2, size, &lens, table, 5);
-                case.operands = operands(coded);
-                case.check(1);
+                Case::new(2, size, &lens, table, 5).coded(coded).check(1);
             }
         }
     }
@@ -221,13 +253,13 @@ fn an_index_that_is_not_monotone_is_only_an_index() {
 
 #[test]
 fn neighbours_order_and_nan_of_one_sequence_do_not_reach_another() {
-    for coded in [0, 7] {
-        neighbours_do_not_reach(operands(coded));
+    for coded in [0, 7, 15] {
+        neighbours_do_not_reach(coded);
     }
 }
 
-fn neighbours_do_not_reach(operands: [Operands; 3]) {
-    let case = || Case { operands, ..Case::new(2, 16, &[20, 40, 33], (8, 20), 9) };
+fn neighbours_do_not_reach(coded: usize) {
+    let case = || Case::new(2, 16, &[20, 40, 33], (8, 20), 9).coded(coded);
     let spoilt = {
         let mut case = case();
         let spans = case.spans();

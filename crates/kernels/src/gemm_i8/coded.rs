@@ -1,4 +1,4 @@
-//! Products of activations with activations, both as int8 codes with a scale per row: what attention scores are.
+//! Products of activations with activations, both as int8 codes on symmetric grids: what attention scores are.
 //!
 //! The same sums and the same last step as [`super::gemm_i8`], without a bias.
 
@@ -9,7 +9,7 @@ use crate::Isa;
 use crate::lanes::{Kernel, LANES, Simd};
 use crate::matrix::Lines;
 use crate::parallel::Tile;
-use crate::rows::{QuantizeRow, RowGrid};
+use crate::rows::{InputGrid, QuantizeFixed, QuantizeRow, Shaping};
 
 /// The code that means 0 in a row.
 const ZERO: i32 = 128;
@@ -17,7 +17,7 @@ const ZERO: i32 = 128;
 /// Rows at most in one product.
 pub(crate) const ROWS: usize = 32;
 
-/// Rows of `size` values as u8 codes on symmetric grids: the first operand.
+/// Rows of `size` values as u8 codes: the first operand.
 pub(crate) struct CodedRows {
     codes: Lines, // rows padded to 64 codes
     scale: Vec<f32>,
@@ -25,15 +25,15 @@ pub(crate) struct CodedRows {
 }
 
 impl CodedRows {
-    /// The first `size` values of `rows` rows of `x`, `stride` apart, each by [`crate::quantize_rows`].
-    pub fn new(isa: Isa, x: &[f32], stride: usize, rows: usize, size: usize) -> CodedRows {
+    /// The first `size` values of `rows` rows of `x`, `stride` apart, on `grid`, which is symmetric.
+    pub fn new(isa: Isa, x: &[f32], stride: usize, [rows, size]: [usize; 2], grid: InputGrid) -> CodedRows {
         let mut coded = CodedRows {
             codes: Lines::zeroed(rows * size.next_multiple_of(64)),
             scale: vec![1.0; rows],
             size,
         };
         let (codes, scale) = (coded.codes.of_mut(), &mut coded.scale[..]);
-        isa.run(Code { x, stride, size, codes, scale });
+        isa.run(Code { x, stride, size, grid, codes, scale });
         coded
     }
 
@@ -50,6 +50,7 @@ struct Code<'a> {
     x: &'a [f32],
     stride: usize,
     size: usize,
+    grid: InputGrid,
     codes: &'a mut [u8],
     scale: &'a mut [f32],
 }
@@ -59,9 +60,13 @@ impl Kernel for Code<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let padded = self.size.next_multiple_of(64).max(1);
+        let split = &Shaping::default();
         for (i, (codes, scale)) in self.codes.chunks_exact_mut(padded).zip(self.scale).enumerate() {
             let row = &self.x[i * self.stride..][..self.size];
-            *scale = QuantizeRow { row, grid: RowGrid::Symmetric, codes, split: None }.run(s).scale;
+            *scale = match self.grid {
+                InputGrid::Row(grid) => QuantizeRow { row, grid, codes, split: None }.run(s).scale,
+                InputGrid::Fixed(grid) => QuantizeFixed { row, grid, codes, split }.run(s),
+            };
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::{Context, Isa, Matrix};
 
 mod fixed;
 
+pub(crate) use fixed::QuantizeFixed;
 pub use fixed::{FixedGrid, quantize_rows_fixed};
 
 /// How the values of a row are laid onto codes 0..=255.

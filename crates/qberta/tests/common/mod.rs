@@ -1,7 +1,9 @@
 //! Shared by the integration tests: where the test data lies and how golden rows are read.
 #![allow(dead_code)] // each test file uses its part
 
-use qberta::{Context, Isa, Recipe, Row, Task};
+use qberta::model::Sequence;
+use qberta::toolkit::{Calibration, Conditions, Method, Report, quantize_under};
+use qberta::{Context, Isa, Recipe, Request, Row, Task};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -75,6 +77,34 @@ pub fn context() -> Context {
 pub fn int8_scores() -> Recipe {
     let text = "name = \"scores\"\nbase = \"dynamic\"\n[attention]\nscores = \"int8\"\n";
     Recipe::parse(text, "scores.toml").unwrap()
+}
+
+/// The token rows of a golden case, and others of the same kind.
+pub fn sequences(case: &str) -> Vec<Sequence> {
+    let mut all = Vec::new();
+    for (row, _) in expected(&golden(case)) {
+        match row {
+            Row::Tokens(s) => all.push(s),
+            Row::TokenChoices(many) => all.extend(many),
+            other => panic!("{case}: a golden row is {}", other.kind()),
+        }
+    }
+    all
+}
+
+/// Quantizes a golden case by a preset that takes calibration data.
+pub fn calibrated_by(
+    preset: &str,
+    case: &str,
+    out: &Path,
+    method: Method,
+    data: &[Sequence],
+) -> qberta::Result<Report> {
+    let record = golden_cases().into_iter().find(|(c, _)| c == case).unwrap().1;
+    let (model, recipe) = (golden(case), Recipe::new(preset, &[])?);
+    let request = Request { model: &model, out, recipe: &recipe, task: Some(task(&record)) };
+    let calibration = Some(Calibration { sequences: data, method });
+    quantize_under(&request, Conditions { calibration, gate: None }, &context(), &())
 }
 
 /// The largest absolute difference of two equally long lists of finite numbers.

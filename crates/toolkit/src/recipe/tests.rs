@@ -161,8 +161,9 @@ fn what_a_plan_decided_about_scores_has_a_text() {
     let arch = arch("v3-sequence");
     let mut wanted = plan(&arch, &Recipe::new("dynamic", &[]).unwrap()).unwrap();
     let attention = |layer| format!("deberta.encoder.layer.{layer}.attention.self");
-    for layer in 0..arch.layers {
-        wanted.insert(attention(layer), Decision::INT8_SCORES);
+    let both = [Decision::INT8_SCORES, Decision::STATIC_SCORES];
+    for (layer, decision) in both.into_iter().flat_map(|d| (0..arch.layers).map(move |l| (l, d))) {
+        wanted.insert(attention(layer), decision);
         let text = Recipe::text_of("plan", "", &arch, &wanted).unwrap();
         assert_eq!(plan(&arch, &Recipe::parse(&text, "plan").unwrap()).unwrap(), wanted, "{text}");
         assert_eq!(text.contains("[attention]"), layer + 1 == arch.layers, "{text}");

@@ -36,11 +36,7 @@ impl Recipe {
         let words: Vec<String> =
             layout::modules(arch).into_iter().filter(|m| m.is_word_matrix()).map(|m| m.name).collect();
         let is_word = |module: &String| words.contains(module);
-        let coded: Vec<_> =
-            wanted.iter().filter(|(_, d)| **d == Decision::INT8_SCORES).map(|(m, _)| m).collect();
-        let attentions =
-            layout::modules(arch).iter().filter(|m| matches!(m.role, Role::Scores { .. })).count();
-        let linears: Vec<_> = wanted.iter().filter(|(m, _)| !is_word(m) && !coded.contains(m)).collect();
+        let linears: Vec<_> = wanted.iter().filter(|(m, d)| !is_word(m) && !d.of_scores()).collect();
         let usual = most(linears.iter().map(|(_, d)| **d)).unwrap_or(Decision::FLOAT);
         let word = most(wanted.iter().filter(|(m, _)| is_word(m)).map(|(_, d)| *d));
         let mut recipe = uniform(name, usual)?;
@@ -53,12 +49,18 @@ impl Recipe {
         for (decision, modules) in others(word_decisions, word.unwrap_or(usual)) {
             recipe.rules.push(rule(&modules, decision, false)?);
         }
-        if !coded.is_empty() && coded.len() == attentions {
-            recipe.scores = Scores::Int8;
-        } else if !coded.is_empty() {
-            let mut rule = rule(&coded, Decision::FLOAT, false)?;
-            (rule.weight, rule.scores) = (None, Some(Scores::Int8));
-            recipe.rules.push(rule);
+        let attentions =
+            layout::modules(arch).iter().filter(|m| matches!(m.role, Role::Scores { .. })).count();
+        for scores in [Scores::Int8, Scores::Static] {
+            let coded = wanted.iter().filter(|(_, d)| scores.decision() == Some(**d));
+            let coded: Vec<_> = coded.map(|(m, _)| m).collect();
+            if !coded.is_empty() && coded.len() == attentions {
+                recipe.scores = scores;
+            } else if !coded.is_empty() {
+                let mut rule = rule(&coded, Decision::FLOAT, false)?;
+                (rule.weight, rule.scores) = (None, Some(scores));
+                recipe.rules.push(rule);
+            }
         }
         let text = readable(&recipe)?;
         match plan(arch, &Recipe::parse(&text, name)?)? == *wanted {

@@ -4,12 +4,14 @@ use super::{Fit, InputGrid, QuantizedRows, RowGrid, Shaping, quantize_input};
 use crate::lanes::{Kernel, LANES, Simd};
 use crate::{Context, Isa, Matrix};
 
-/// A grid for whole matrices: `x ~ (code - zero) * scale`, codes 0..=255. What lies outside
-/// [`FixedGrid::range`] is clipped.
+/// A grid for whole matrices: `x ~ (code - zero) * scale`, codes 0..=255, or 1..=255 around 128 if it is symmetric.
+/// What lies outside [`FixedGrid::range`] is clipped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FixedGrid {
     scale: f32,
     zero: u8,
+    /// The smallest code.
+    least: u8,
 }
 
 impl FixedGrid {
@@ -18,7 +20,24 @@ impl FixedGrid {
         if !(scale.is_normal() && scale > 0.0 && (1.0 / scale).is_normal()) {
             return Err(format!("scale is {scale:e}: expected a normal number above 0"));
         }
-        Ok(FixedGrid { scale, zero })
+        Ok(FixedGrid { scale, zero, least: 0 })
+    }
+
+    /// The grid of signed codes -127..=127 with 0 in the middle.
+    ///
+    /// Errors: those of [`FixedGrid::new`].
+    pub fn symmetric(scale: f32) -> Result<FixedGrid, String> {
+        Ok(FixedGrid { least: 1, ..FixedGrid::new(scale, 128)? })
+    }
+
+    /// The symmetric grid that reaches to `most` either way: `scale = most / 127`, 1 if that is 0 or next to it.
+    ///
+    /// Errors: a sentence, for a reach that is not finite.
+    pub fn reaching(most: f32) -> Result<FixedGrid, String> {
+        if !most.is_finite() {
+            return Err(format!("reach {most} is not finite"));
+        }
+        FixedGrid::symmetric(Fit::of(RowGrid::Symmetric, most.abs(), 0.0, 0.0).scale)
     }
 
     /// The grid over `lo..=hi` widened to hold 0: `scale = (hi - lo) / 255`, zero at
@@ -46,20 +65,27 @@ impl FixedGrid {
 
     /// The values of the smallest and of the largest code.
     pub fn range(self) -> (f32, f32) {
-        let zero = f32::from(self.zero);
-        (-zero * self.scale, (255.0 - zero) * self.scale)
+        let [least, zero] = [self.least, self.zero].map(f32::from);
+        ((least - zero) * self.scale, (255.0 - zero) * self.scale)
+    }
+
+    /// The value of the code of `x`, which is finite.
+    pub fn nearest(self, x: f32) -> f32 {
+        let [least, zero] = [self.least, self.zero].map(f32::from);
+        let code = (x * (1.0 / self.scale)).round_ties_even() + zero;
+        (code.clamp(least, 255.0) - zero) * self.scale
     }
 
     /// Whether `x` is further outside than rounding would take it: its code is clamped.
     pub fn clips(self, x: f32) -> bool {
         let code = (x * (1.0 / self.scale)).round_ties_even() + f32::from(self.zero);
-        !(0.0..=255.0).contains(&code)
+        !(f32::from(self.least)..=255.0).contains(&code)
     }
 }
 
 /// Codes of `x [rows, cols]` on `grid`, with extra columns for outlier channels: `[rows, cols + split columns]`.
 ///
-/// `r = 1 / scale; code = clamp(round(x * r) + zero, 0, 255)`, round to nearest, ties to even; a row with a
+/// `r = 1 / scale; code = clamp(round(x * r) + zero, 0 or 1, 255)`, round to nearest, ties to even; a row with a
 /// NaN or an infinity has scale NaN. Panics if `split` was made for other columns.
 pub fn quantize_rows_fixed(cx: &Context, x: &Matrix, grid: FixedGrid, split: &Shaping) -> QuantizedRows {
     quantize_input(cx, x, InputGrid::Fixed(grid), split)
@@ -67,37 +93,39 @@ pub fn quantize_rows_fixed(cx: &Context, x: &Matrix, grid: FixedGrid, split: &Sh
 
 /// Codes of one row into the padded `codes`; its scale.
 pub(super) fn fill(isa: Isa, row: &[f32], grid: FixedGrid, split: &Shaping, codes: &mut [u8]) -> f32 {
-    if isa.run(QuantizeFixed { row, grid, codes, split }) {
-        return grid.scale;
-    }
-    codes.fill(grid.zero);
-    f32::NAN
+    isa.run(QuantizeFixed { row, grid, codes, split })
 }
 
 /// The definition for one row without extra columns.
 #[cfg(test)]
 pub(crate) fn reference(row: &[f32], grid: FixedGrid) -> Vec<u8> {
     let r = 1.0 / grid.scale;
-    let code = |x: &f32| ((x * r).round_ties_even() + f32::from(grid.zero)).clamp(0.0, 255.0) as u8;
+    let code = |x: &f32| {
+        ((x * r).round_ties_even() + f32::from(grid.zero)).clamp(f32::from(grid.least), 255.0) as u8
+    };
     row.iter().map(code).collect()
 }
 
-struct QuantizeFixed<'a> {
-    row: &'a [f32],
-    grid: FixedGrid,
-    codes: &'a mut [u8], // the padded row
-    split: &'a Shaping,
+/// Codes of one row on `grid`, filled up with codes of zero to a multiple of 16; gives its scale, NaN if a value is
+/// not finite.
+pub(crate) struct QuantizeFixed<'a> {
+    pub row: &'a [f32],
+    pub grid: FixedGrid,
+    /// The padded row.
+    pub codes: &'a mut [u8],
+    pub split: &'a Shaping,
 }
 
 impl Kernel for QuantizeFixed<'_> {
-    type Output = bool; // whether every value is finite
+    type Output = f32;
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> bool {
+    fn run<S: Simd>(self, s: S) -> f32 {
         // Beyond this many steps every code is clamped; the conversion to integers is exact inside.
         const FAR: f32 = 1024.0;
         let (r, zero) = (s.splat(1.0 / self.grid.scale), s.splat_i(i32::from(self.grid.zero)));
         let (near, far) = (s.splat(-FAR), s.splat(FAR));
-        let (none, all) = (s.splat_i(0), s.splat_i(255));
+        let least = self.grid.least;
+        let (none, all) = (s.splat_i(i32::from(least)), s.splat_i(255));
         let mut most = s.splat_i(0);
         let (full, rest) = self.row.as_chunks::<LANES>();
         let (codes, _) = self.codes.as_chunks_mut::<LANES>();
@@ -108,12 +136,13 @@ impl Kernel for QuantizeFixed<'_> {
             let code = s.add_i(s.round(steps), zero);
             s.store_bytes(s.min_i(s.max_i(code, none), all), codes);
         }
-        let finite = f32::from_bits(s.largest_i(most) as u32).is_finite();
-        if finite {
-            let fit = Fit { scale: self.grid.scale, zero: i32::from(self.grid.zero), flat: false };
-            self.split.spread(self.row, &fit, 0, self.codes);
+        if !f32::from_bits(s.largest_i(most) as u32).is_finite() {
+            self.codes.fill(self.grid.zero);
+            return f32::NAN;
         }
-        finite
+        let fit = Fit { scale: self.grid.scale, zero: i32::from(self.grid.zero), flat: false };
+        self.split.spread(self.row, &fit, i32::from(least), self.codes);
+        fit.scale
     }
 }
 
@@ -125,8 +154,11 @@ mod tests {
 
     #[test]
     fn every_instruction_set_has_the_reference_codes() {
-        for (scale, zero) in [(0.01, 128u8), (0.003, 0), (0.5, 255), (1e-30, 7), (1e30, 200)] {
-            let grid = FixedGrid::new(scale, zero).unwrap();
+        let plain = [(0.01, 128u8), (0.003, 0), (0.5, 255), (1e-30, 7), (1e30, 200)];
+        let plain = plain.map(|(scale, zero)| FixedGrid::new(scale, zero).unwrap());
+        let symmetric = [0.01, 1e-30, 3.0].map(|scale| FixedGrid::symmetric(scale).unwrap());
+        for grid in plain.into_iter().chain(symmetric) {
+            let (scale, zero) = (grid.scale(), grid.zero());
             for cols in [1, 15, 16, 17, 64, 100, 257] {
                 let mut x = matrix(5, cols, 3);
                 x.row_mut(1)[cols - 1] = 3.0e38;
@@ -180,6 +212,11 @@ mod tests {
         assert_eq!((grid.zero(), grid.scale()), (0, 5.0 / 255.0));
         assert_eq!(FixedGrid::over(0.0, 0.0).unwrap(), FixedGrid::new(1.0, 0).unwrap());
         assert!(grid.clips(5.1) && !grid.clips(5.0) && !grid.clips(-0.009) && grid.clips(-0.011));
+        let grid = FixedGrid::reaching(-12.7).unwrap();
+        assert_eq!((grid.zero(), grid.scale(), grid.least), (128, 12.7 / 127.0, 1));
+        assert!(grid.clips(-12.8) && !grid.clips(-12.7) && !grid.clips(12.7));
+        assert_eq!(FixedGrid::reaching(0.0).unwrap(), FixedGrid::symmetric(1.0).unwrap());
+        assert!(FixedGrid::reaching(f32::INFINITY).is_err() && FixedGrid::symmetric(0.0).is_err());
         for (lo, hi) in [(f32::NAN, 1.0), (0.0, f32::INFINITY), (-3e38, 3e38)] {
             assert!(FixedGrid::over(lo, hi).is_err(), "{lo} {hi}");
         }
