@@ -255,6 +255,9 @@ fn int8_scores_are_a_decision_about_each_attention() {
     assert!(difference > 0.0 && difference < 0.05, "{difference}");
     let rule =
         |modules: &str, scores: &str| format!("[[rules]]\nmodules = \"{modules}\"\nscores = \"{scores}\"\n");
+    // Scores alone are enough to decide about; then no weight is quantized, and nobody else need know.
+    let (only, _) = made("name = \"mine\"\n[attention]\nscores = \"int8\"\n");
+    assert!(!only.contains(&false));
     let (first, _) = made(&format!("{base}{}", rule("layer.0", "int8")));
     assert!(first[0] && !first[1..].contains(&true));
     let but_first = format!("{base}[attention]\nscores = \"int8\"\n{}", rule(&name(0), "float"));

@@ -28,7 +28,7 @@ fn palette(dir: &Path, task: Option<Task>, rows: &[Vec<Sequence>], names: &[&str
     let sequences = rows.concat();
     let data = names
         .iter()
-        .any(|n| n == "static")
+        .any(|n| n.starts_with("static"))
         .then_some(Calibration { sequences: &sequences, method: Method::MinMax });
     let choices = Choice::named(&names, data.is_some()).unwrap();
     Palette::new(&|| Source::open(dir, task), choices, data, &context(), &()).unwrap()
@@ -48,7 +48,7 @@ fn a_selection_answers_with_the_bits_of_the_artefact_its_recipe_makes() {
     ];
     for name in cases {
         let (model, task, rows) = case(name);
-        let all = ["dynamic", "static", "weight-only"];
+        let all = ["dynamic", "static", "weight-only", "int8-scores", "static-scores"];
         let palette = palette(&model, task, &rows, &all);
         for turn in 0..2 {
             // Every choice somewhere, differently each turn.
@@ -80,6 +80,8 @@ fn a_selection_answers_with_the_bits_of_the_artefact_its_recipe_makes() {
                 };
                 assert_eq!(run(&artefact), run(&assembled), "{name} turn {turn}\n{text}");
             }
+            let scores = palette.units.iter().filter(|u| u.is_attention()).count();
+            assert_eq!(scores, assembled.architecture().layers, "{name}");
             // What is said about its size is near what the file has: headers and a bias or two apart.
             let (said, real) = (palette.bytes(&mixed) as f64, report.weight_bytes as f64);
             assert!((said - real).abs() < 0.08 * real, "{name}: {said} said, {real} real");

@@ -33,7 +33,10 @@ pub fn artefact_config(
     {
         config.insert("tie_word_embeddings".into(), json!(false)); // the projection is stored on its own
     }
-    config.insert("quantization_config".into(), quantization_config(arch, plan, channels));
+    // Where only scores are int8 every weight is the source's, and other readers have nothing to know.
+    if plan.values().any(|d| d.weight != Weight::Float) {
+        config.insert("quantization_config".into(), quantization_config(arch, plan, channels));
+    }
     config
 }
 

@@ -72,7 +72,7 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
         divides(module, decision)?;
         plan.insert(module.name.clone(), decision);
     }
-    if plan.values().all(|d| d.weight == Weight::Float) {
+    if plan.values().all(|d| *d == Decision::FLOAT) {
         return Err(Error::input("every module stays in float: there is nothing left to quantize")
             .at(if recipe.skip.is_empty() { "--recipe" } else { "--skip" }));
     }

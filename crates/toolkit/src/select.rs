@@ -13,7 +13,7 @@ pub mod knapsack;
 pub mod sensitivity;
 pub mod state;
 
-pub use choices::{CHOICES, Choice, Offer, Palette, Selection, Unit};
+pub use choices::{CHOICES, Choice, Of, Offer, Palette, Selection, Unit};
 pub use cost::{Costs, costs, latencies};
 pub use knapsack::{Amounts, Axis, UNBOUNDED, curve, solve, total, within};
 pub use sensitivity::{Damages, Search, measure};

@@ -176,7 +176,7 @@ impl Search<'_, '_> {
             job.args.output.as_ref().and_then(|p| p.file_stem()).map(|s| s.to_string_lossy().into_owned());
         let name = recipe_name(stem.as_deref());
         let about = about(job, self.judge, palette, &point);
-        let everything_float = palette.in_float(&point.selection).len() == plan.len();
+        let everything_float = point.selection == palette.float();
         let (model, file_bytes, recipe): (Model, u64, String) = if everything_float {
             // Then there is nothing that quantize could do.
             (palette.model(&point.selection, cx)?, palette.bytes(&point.selection), String::new())
@@ -221,7 +221,7 @@ fn recipe_name(stem: Option<&str>) -> String {
 
 fn about(job: &Job<'_>, judge: &Judge<'_>, palette: &Palette, point: &Point) -> String {
     let float = palette.in_float(&point.selection).len();
-    let all: usize = palette.units.iter().map(|u| u.modules.len()).sum();
+    let all = palette.modules();
     let data = job.args.data.file_name().unwrap_or_default().to_string_lossy();
     format!(
         "chosen by qberta plan on {data}: {float} of {all} modules in float; {} {:+.2} points on {} measuring rows",

@@ -195,7 +195,7 @@ pub const POINT_HEADS: [&str; 6] = [">latency", ">size", ">damage", ">drop, meas
 
 /// One row of the table of points.
 pub fn point(palette: &Palette, p: &Point, remark: &str) -> Vec<String> {
-    let all: usize = palette.units.iter().map(|u| u.modules.len()).sum();
+    let all = palette.modules();
     vec![
         shown(Axis::Latency, p.costs[1]),
         shown(Axis::Size, p.costs[2]),

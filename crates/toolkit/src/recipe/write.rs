@@ -7,15 +7,19 @@ use qberta_model::{Architecture, Error, Result};
 use qberta_store::layout::{self, Role};
 use qberta_store::manifest::{Decision, Rounding};
 
-/// The recipe that decides everything alike; of words only the weight counts.
+/// The recipe that decides everything alike; of words only the weight counts. A decision about scores is one about all
+/// attentions, and everything else is float.
 pub(crate) fn uniform(name: &str, decision: Decision) -> Result<Recipe> {
+    let of = |s: &Scores| s.decision() == Some(decision);
+    let scores = [Scores::Int8, Scores::Static].into_iter().find(of).unwrap_or_default();
+    let decision = if decision.of_scores() { Decision::FLOAT } else { decision };
     let mut recipe = Recipe {
         name: name.to_owned(),
         about: String::new(),
         linear_weight: decision.weight,
         linear_input: decision.input,
         word_weight: decision.weight,
-        scores: Scores::Float,
+        scores,
         rounding: Rounding::Nearest,
         bias_correction: false,
         smooth: None,

@@ -6,7 +6,8 @@ use crate::quantize::{Progress, quantize_in_memory_under};
 use crate::recipe::{Recipe, uniform};
 use qberta_kernels::Context;
 use qberta_model::{Architecture, Error, Model, Result, Site, Slot, Weights};
-use qberta_store::layout::{self, Role};
+use qberta_store::assemble::HEAD_GRIDS;
+use qberta_store::layout::{self, Module, Role};
 use qberta_store::manifest::{Decision, Group, Input, Weight};
 use qberta_store::{Source, Tensor};
 use std::collections::BTreeMap;
@@ -18,30 +19,43 @@ pub struct Choice {
     pub name: &'static str,
     /// What it means for a linear; of word tables only the weight counts.
     pub decision: Decision,
-    /// Whether word tables have it as a choice of their own.
-    pub words: bool,
+    /// What can be decided so.
+    pub of: Of,
     /// Whether it is among the choices when none are asked for.
     pub standard: bool,
 }
 
-const fn choice(name: &'static str, weight: Weight, input: Input, words: bool, standard: bool) -> Choice {
-    Choice { name, decision: Decision { input, weight }, words, standard }
+/// What a choice is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// Linears of the encoder.
+    Linears,
+    /// Those, and word tables.
+    LinearsAndWords,
+    /// What the scores of attentions multiply.
+    Scores,
+}
+
+const fn choice(name: &'static str, weight: Weight, input: Input, of: Of, standard: bool) -> Choice {
+    Choice { name, decision: Decision { input, weight }, of, standard }
 }
 
 /// Every choice, float first. A new way to store a weight is a line here.
-pub const CHOICES: [Choice; 6] = [
-    choice("float", Weight::Float, Input::Float, true, true),
-    choice("dynamic", Weight::Int8Channel, Input::TokenAsymmetric, true, true),
-    choice("static", Weight::Int8Channel, Input::TensorStatic, false, true),
-    choice("weight-only", Weight::Int8Channel, Input::Float, false, false),
-    choice("w4a8", Weight::Int4(Group::G64), Input::TokenAsymmetric, false, false),
-    choice("weight-only-4bit", Weight::Int4(Group::G64), Input::Float, true, false),
+pub const CHOICES: [Choice; 8] = [
+    choice("float", Weight::Float, Input::Float, Of::LinearsAndWords, true),
+    choice("dynamic", Weight::Int8Channel, Input::TokenAsymmetric, Of::LinearsAndWords, true),
+    choice("static", Weight::Int8Channel, Input::TensorStatic, Of::Linears, true),
+    choice("weight-only", Weight::Int8Channel, Input::Float, Of::Linears, false),
+    choice("w4a8", Weight::Int4(Group::G64), Input::TokenAsymmetric, Of::Linears, false),
+    choice("weight-only-4bit", Weight::Int4(Group::G64), Input::Float, Of::LinearsAndWords, false),
+    choice("int8-scores", Weight::Float, Input::TokenSymmetric, Of::Scores, false),
+    choice("static-scores", Weight::Float, Input::HeadStatic, Of::Scores, false),
 ];
 
 impl Choice {
     /// Whether it needs calibration data.
     pub fn calibrated(&self) -> bool {
-        self.decision.input == Input::TensorStatic
+        self.decision.input.is_static()
     }
 
     /// The choices called `names`; the standard ones if there are none, those that need data only where there
@@ -72,7 +86,7 @@ impl Choice {
     }
 }
 
-/// Modules that are decided together, with the choices they have.
+/// Modules that are decided together, with the choices they have; an attention counts as one, for its scores.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unit {
     /// The first module's name.
@@ -136,20 +150,20 @@ impl Palette {
         let arch = source.arch.clone();
         let loaded = source.load(cx)?;
         let used = |name: &str| loaded.account.used.contains(name);
-        let mut units = units(&arch)?;
+        let mut units = units(&arch, choices.iter().any(|c| c.of == Of::Scores))?;
         for unit in &mut units {
             unit.offers.push(Offer { choice: 0, bytes: bytes(&source, unit, &used) });
         }
         let all: u64 = source.tensors.iter().filter(|(n, _)| used(n)).map(|(n, t)| stored(n, t)).sum();
         let fixed_bytes = all.saturating_sub(units.iter().map(|u| u.offers[0].bytes).sum());
         let mut models = vec![loaded.model];
-        let mut plans =
-            vec![units.iter().flat_map(|u| &u.modules).map(|m| (m.clone(), Decision::FLOAT)).collect()];
+        let decided = units.iter().filter(|u| !u.is_attention()).flat_map(|u| &u.modules);
+        let mut plans = vec![decided.map(|m| (m.clone(), Decision::FLOAT)).collect()];
         for (index, choice) in choices.iter().enumerate().skip(1) {
             let recipe = uniform(choice.name, choice.decision)?;
             let data = calibration.filter(|_| choice.calibrated());
             let quantized = quantize_in_memory_under(open()?, &recipe, data, cx, progress)?;
-            for unit in units.iter_mut().filter(|u| choice.words || u.stage_is_encoder()) {
+            for unit in units.iter_mut().filter(|u| u.takes(choice.of)) {
                 unit.offers.push(Offer { choice: index, bytes: bytes(&quantized, unit, &|_| true) });
             }
             plans.push(plan(&arch, &recipe)?);
@@ -168,10 +182,21 @@ impl Palette {
         vec![0; self.units.len()]
     }
 
-    /// The offer of `choice` for each unit; the last offer of units that do not have it.
+    /// The offer of `choice` for each unit. Tables that do not have it take their last offer; attentions that are not
+    /// decided about, and everything else where they alone are, stay in float.
     pub fn throughout(&self, choice: usize) -> Selection {
-        let offer = |u: &Unit| u.offers.iter().position(|o| o.choice == choice).unwrap_or(u.offers.len() - 1);
+        let of_scores = self.choices[choice].of == Of::Scores;
+        let offer = |u: &Unit| match u.offers.iter().position(|o| o.choice == choice) {
+            Some(offer) => offer,
+            None if of_scores || u.is_attention() => 0,
+            None => u.offers.len() - 1,
+        };
         self.units.iter().map(offer).collect()
+    }
+
+    /// The modules with weights of their own that are decided about.
+    pub fn modules(&self) -> usize {
+        self.units.iter().filter(|u| !u.is_attention()).map(|u| u.modules.len()).sum()
     }
 
     /// The choice that `selection` makes for unit `unit`.
@@ -179,9 +204,10 @@ impl Palette {
         self.units[unit].offers[selection[unit]].choice
     }
 
-    /// Modules that `selection` leaves in float.
+    /// Modules whose weights `selection` leaves in float.
     pub fn in_float(&self, selection: &[usize]) -> Vec<&str> {
-        let float = (0..self.units.len()).filter(|&u| self.choice(selection, u) == 0);
+        let float = |u: &usize| self.choice(selection, *u) == 0 && !self.units[*u].is_attention();
+        let float = (0..self.units.len()).filter(float);
         float.flat_map(|u| self.units[u].modules.iter().map(String::as_str)).collect()
     }
 
@@ -220,7 +246,9 @@ impl Palette {
             norms: first.norms.clone(),
             tables: first.tables.keys().map(|s| (*s, of(s).tables[s].clone())).collect(),
             talking: first.talking.clone(),
-            scores: first.scores.clone(),
+            scores: (0..self.architecture().layers)
+                .map(|layer| of(&Site::layer(layer, Slot::Scores)).scores(layer).clone())
+                .collect(),
         };
         Model::new(self.architecture().clone(), weights, cx)
     }
@@ -232,15 +260,29 @@ impl Palette {
 }
 
 impl Unit {
-    fn stage_is_encoder(&self) -> bool {
-        self.sites.iter().any(|s| matches!(s, Site::Layer(..)))
+    /// Whether it is an attention, which has no weights: what is decided are its scores.
+    pub fn is_attention(&self) -> bool {
+        self.sites.iter().any(|s| matches!(s, Site::Layer(_, Slot::Scores)))
+    }
+
+    /// Whether choices for `of` are among its own.
+    fn takes(&self, of: Of) -> bool {
+        let in_encoder = self.sites.iter().any(|s| matches!(s, Site::Layer(..)));
+        match of {
+            Of::Scores => self.is_attention(),
+            Of::Linears => in_encoder && !self.is_attention(),
+            Of::LinearsAndWords => !self.is_attention(),
+        }
     }
 }
 
 /// Bytes of the tensors of a unit.
 fn bytes(source: &Source, unit: &Unit, used: &dyn Fn(&str) -> bool) -> u64 {
+    // The linears of an attention have names that begin with its own.
+    let own = |rest: &str| !unit.is_attention() || HEAD_GRIDS.contains(&rest);
     let of = |name: &str| {
-        unit.modules.iter().any(|m| name.strip_prefix(m.as_str()).is_some_and(|r| r.starts_with('.')))
+        let rest = |m: &String| name.strip_prefix(m.as_str()).and_then(|r| r.strip_prefix('.'));
+        unit.modules.iter().filter_map(rest).any(own)
     };
     source.tensors.iter().filter(|(n, _)| of(n) && used(n)).map(|(n, t)| stored(n, t)).sum()
 }
@@ -250,13 +292,18 @@ fn stored(name: &str, tensor: &Tensor) -> u64 {
     tensor.bytes().len() as u64 + name.len() as u64 + ENTRY
 }
 
-/// The modules that can be quantized, word matrices as one.
-fn units(arch: &Architecture) -> Result<Vec<Unit>> {
+/// The modules that can be quantized, word matrices as one; with `attentions`, those too.
+fn units(arch: &Architecture, attentions: bool) -> Result<Vec<Unit>> {
     let everything = plan(arch, &Recipe::new("dynamic", &[])?)?;
     let shared = arch.relative.as_ref().is_some_and(|r| r.shared_projections);
     let mut units: Vec<Unit> = Vec::new();
-    for module in layout::modules(arch).into_iter().filter(|m| everything.contains_key(&m.name)) {
+    let is_unit = |m: &Module| match m.role {
+        Role::Scores { .. } => attentions,
+        _ => everything.contains_key(&m.name),
+    };
+    for module in layout::modules(arch).into_iter().filter(is_unit) {
         let mut sites = match &module.role {
+            Role::Scores { layer, .. } => vec![Site::layer(*layer, Slot::Scores)],
             Role::Linear(role) => role.sites.iter().map(|(s, _)| *s).collect(),
             Role::Table { site, .. } => vec![*site],
             _ => vec![Site::Head(qberta_model::HeadSlot::Output)],

@@ -13,7 +13,8 @@ fn context() -> Context {
 
 fn palette(cx: &Context) -> Palette {
     let open = || Shape::named("v3-toy").unwrap().random(3, &());
-    let choices = Choice::named(&["dynamic".into(), "weight-only".into()], false).unwrap();
+    let choices =
+        Choice::named(&["dynamic".into(), "weight-only".into(), "int8-scores".into()], false).unwrap();
     Palette::new(&open, choices, None, cx, &()).unwrap()
 }
 
@@ -77,7 +78,8 @@ fn fast_shares_out_what_a_layer_does_to_the_outputs() {
     let palette = palette(&cx);
     let damages = measured(&palette, Search::Fast, &cx);
     let alone = measured(&palette, Search::Alone, &cx);
-    let scores = |d: &Damages| palette.units.iter().map(|u| d.score(&u.name, "dynamic")).collect::<Vec<_>>();
+    let weights = palette.units.iter().filter(|u| !u.is_attention());
+    let scores = |d: &Damages| weights.clone().map(|u| d.score(&u.name, "dynamic")).collect::<Vec<_>>();
     assert!(scores(&damages).iter().all(|s| *s > 0.0));
     assert!(rank_correlation(&scores(&damages), &scores(&alone)).unwrap() > 0.6);
     // From the last layer on, and for a unit alone in its part of the network, nothing is shared out.
