@@ -14,7 +14,7 @@ pub use machine::Machine;
 use machine::{Limits, Memory};
 use measure::Timing;
 use qberta_model::{Error, Linear, Result};
-use qberta_runtime::{Origin, Session};
+use qberta_runtime::Session;
 use qberta_store::Source;
 use qberta_toolkit::export::{Target, export_source};
 use qberta_toolkit::{Progress, Recipe, Shape as Named, quantize_in_memory, quantize_source};
@@ -240,8 +240,8 @@ fn measure_saved(args: &BenchArgs, dir: &Path, world: &World) -> Result<Outcome>
 fn weights(session: &Session) -> &'static str {
     let linears = &session.model().weights().linears;
     let any = |wanted: fn(&Linear) -> bool| linears.values().any(wanted);
-    if session.origin() == Origin::Checkpoint || !any(|l| !matches!(l, Linear::F32 { .. })) {
-        "float32"
+    if !any(|l| l.float().is_none()) {
+        if any(|l| matches!(l, Linear::Bf16 { .. })) { "bfloat16" } else { "float32" }
     } else if any(|l| matches!(l, Linear::Int4 { .. } | Linear::WeightInt4 { .. })) {
         "int4"
     } else {

@@ -74,8 +74,8 @@ pub struct PlanArgs {
     state: Option<PathBuf>,
     #[command(flatten)]
     calibration: CalibrationArgs,
-    /// Choices of a module: float, dynamic, static, weight-only, w4a8, weight-only-4bit; of attentions int8-scores,
-    /// static-scores
+    /// Choices of a module: float, dynamic, static, bf16, weight-only, w4a8, weight-only-4bit; of attentions
+    /// int8-scores, static-scores
     /// [default: float, dynamic, static with --calibration]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     among: Vec<String>,

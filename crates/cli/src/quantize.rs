@@ -201,7 +201,8 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
     // Attentions have no weights; the plan lists those whose scores are int8.
     let scores = report.plan.values().filter(|d| d.of_scores()).count();
     let modules = report.plan.len() - scores;
-    let float = modules - int8 - int4;
+    let bf16 = stored(|w| *w == Weight::Bf16);
+    let float = modules - int8 - int4 - bf16;
     let share = 100.0 * report.weight_bytes as f64 / report.float_bytes as f64;
     let screen = &world.screen;
     for (name, reason) in report.ignored.iter().filter(|(_, r)| r.starts_with("unknown")) {
@@ -223,6 +224,9 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
         ("proof", format!("reopened; {} probes gave the same bits, alone and in one batch", report.probes)),
         ("time", format!("{seconds:.1} s")),
     ];
+    if bf16 > 0 {
+        rows.insert(1, ("bf16 modules", format!("{} of {}", count(bf16), count(modules))));
+    }
     if int4 > 0 {
         rows.insert(0, ("4-bit modules", format!("{} of {}", count(int4), count(modules))));
     }

@@ -88,24 +88,20 @@ impl PackedI8 {
         }
         let groups = inp.div_ceil(GROUP);
         let mut lines = Lines::zeroed(out.div_ceil(LANES) * groups * LANES * GROUP);
-        let words: &mut [[i8; GROUP]] = lines.of_mut();
         let mut sums = vec![0; out];
-        let mut long = Vec::with_capacity(if repeat.is_empty() { 0 } else { inp });
-        for (j, mut row) in codes.chunks_exact(given.max(1)).enumerate().take(out) {
-            if !repeat.is_empty() {
-                long.clear();
-                long.extend_from_slice(row);
-                long.extend(repeat.iter().map(|&c| row[c as usize]));
-                row = &long;
+        let rows: Vec<&[i8]> = codes.chunks_exact(given.max(1)).collect();
+        let panels = lines.of_mut::<[[i8; GROUP]; LANES]>().chunks_exact_mut(groups.max(1));
+        for ((rows, sums), panel) in rows.chunks(LANES).zip(sums.chunks_mut(LANES)).zip(panels) {
+            let (whole, end) = panel.split_at_mut(given / GROUP);
+            let words: Vec<&[[i8; GROUP]]> = rows.iter().map(|row| row.as_chunks().0).collect();
+            for (g, line) in whole.iter_mut().enumerate() {
+                line.iter_mut().zip(&words).for_each(|(word, row)| *word = row[g]);
             }
-            sums[j] = row.iter().map(|&code| i32::from(code)).sum();
-            let (full, rest) = row.as_chunks::<GROUP>();
-            let column = &mut words[word_of(groups, j, 0)..];
-            for (word, group) in column.iter_mut().step_by(LANES).zip(full) {
-                *word = *group;
-            }
-            if let Some(word) = column.get_mut(full.len() * LANES).filter(|_| !rest.is_empty()) {
-                word[..rest.len()].copy_from_slice(rest);
+            for ((l, row), sum) in rows.iter().enumerate().zip(sums) {
+                let extra = repeat.iter().map(|&c| row[c as usize]);
+                *sum = row.iter().copied().chain(extra.clone()).map(i32::from).sum();
+                let rest = row.as_chunks::<GROUP>().1.iter().copied().chain(extra);
+                rest.enumerate().for_each(|(at, code)| end[at / GROUP][l][at % GROUP] = code);
             }
         }
         let order = Order::of(lines.of(), groups);

@@ -20,6 +20,7 @@
 #[cfg(any(test, target_arch = "x86_64"))]
 mod amx;
 mod attention;
+mod gemm_bf16;
 mod gemm_f32;
 mod gemm_i4;
 mod gemm_i8;
@@ -35,6 +36,7 @@ mod testing;
 mod tiles;
 
 pub use attention::{Attention, HeadGrids, Operands, Queries, RelativeKeys, Span, attend};
+pub use gemm_bf16::{PackedBf16, gemm_f32_bf16};
 pub use gemm_f32::{PackedF32, gemm_f32};
 pub use gemm_i4::{GROUPS, PackedI4, gemm_f32_i4, gemm_i4};
 pub use gemm_i8::{NormParameters, PackedI8, gemm_f32_i8, gemm_i8, gemm_i8_add_norm, gemm_i8_codes};

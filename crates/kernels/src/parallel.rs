@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::pool::Pool;
 use crate::{Isa, Matrix};
@@ -57,6 +57,15 @@ impl Threads {
             Some(pool) if tasks > 1 => pool.for_each(tasks, &work),
             _ => (0..tasks).for_each(work),
         }
+    }
+
+    /// `work(task)` for each task in `0..tasks`, done in any order: for work other than kernels, of which a task is
+    /// worth a thread. Kernels that a task calls run on its own thread.
+    pub fn each<T: Send>(&self, tasks: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let done: Vec<Mutex<Option<T>>> = (0..tasks).map(|_| Mutex::new(None)).collect();
+        let slot = |i: usize| done[i].lock().unwrap_or_else(PoisonError::into_inner);
+        self.for_each(tasks, |i| *slot(i) = Some(work(i)));
+        (0..tasks).filter_map(|i| slot(i).take()).collect()
     }
 
     /// Calls `work(first row, rows, values)` for runs of whole rows of `[_, cols]` values that cover them all.

@@ -2,9 +2,9 @@
 //! variants here; the forward does not change.
 
 use qberta_kernels::{
-    Activation, Context, InputGrid, Matrix, NormParameters, PackedF32, PackedI4, PackedI8, QuantizedRows,
-    Shaping, gemm_f32, gemm_f32_i4, gemm_f32_i8, gemm_i4, gemm_i8, gemm_i8_add_norm, gemm_i8_codes,
-    mapped::Bytes, quantize_input,
+    Activation, Context, InputGrid, Matrix, NormParameters, PackedBf16, PackedF32, PackedI4, PackedI8,
+    QuantizedRows, Shaping, gemm_f32, gemm_f32_bf16, gemm_f32_i4, gemm_f32_i8, gemm_i4, gemm_i8,
+    gemm_i8_add_norm, gemm_i8_codes, mapped::Bytes, quantize_input,
 };
 
 /// A linear layer `y = x Wᵀ + b`, `W [out, in]`.
@@ -14,6 +14,13 @@ pub enum Linear {
     F32 {
         /// Packed weights.
         weight: PackedF32,
+        /// `[out]`.
+        bias: Option<Vec<f32>>,
+    },
+    /// Float weights in 16 bits, f32 arithmetic.
+    Bf16 {
+        /// Packed weights.
+        weight: PackedBf16,
         /// `[out]`.
         bias: Option<Vec<f32>>,
     },
@@ -60,6 +67,7 @@ impl Linear {
     pub fn forward(&self, cx: &Context, x: &Matrix) -> Matrix {
         match self {
             Linear::F32 { weight, bias } => gemm_f32(cx, x, weight, bias.as_deref()),
+            Linear::Bf16 { weight, bias } => gemm_f32_bf16(cx, x, weight, bias.as_deref()),
             Linear::Int8 { weight, bias, input, shaping } => {
                 gemm_i8(cx, &quantize_input(cx, x, *input, shaping), weight, bias.as_deref())
             }
@@ -139,11 +147,21 @@ impl Linear {
         }
     }
 
+    /// Float weights `[out, in]`, row-major, and biases; `None` if they are quantized.
+    pub fn float(&self) -> Option<(Vec<f32>, Option<&[f32]>)> {
+        match self {
+            Linear::F32 { weight, bias } => Some((weight.unpack(), bias.as_deref())),
+            Linear::Bf16 { weight, bias } => Some((weight.unpack(), bias.as_deref())),
+            _ => None,
+        }
+    }
+
     /// Bytes of weights that a product reads, without biases, scales of channels and extra columns.
     pub fn weight_bytes(&self) -> usize {
         let (out, inp) = self.shape();
         match self {
             Linear::F32 { .. } => 4 * out * inp,
+            Linear::Bf16 { .. } => 2 * out * inp,
             Linear::Int8 { .. } | Linear::WeightInt8 { .. } => out * inp,
             Linear::Int4 { weight, .. } | Linear::WeightInt4 { weight, .. } => {
                 out * (inp / 2 + 8 * inp.div_ceil(weight.group()))
@@ -155,6 +173,7 @@ impl Linear {
     pub fn shape(&self) -> (usize, usize) {
         match self {
             Linear::F32 { weight, .. } => (weight.out(), weight.inp()),
+            Linear::Bf16 { weight, .. } => (weight.out(), weight.inp()),
             Linear::Int8 { weight, shaping, .. } => (weight.out(), weight.inp() - shaping.columns().len()),
             Linear::WeightInt8 { weight, .. } => (weight.out(), weight.inp()),
             Linear::Int4 { weight, .. } | Linear::WeightInt4 { weight, .. } => (weight.out(), weight.inp()),

@@ -1,12 +1,15 @@
-//! Named tensors to a runnable model, with an account of every tensor.
+//! Named tensors to a runnable model, with an account of every tensor: what is there and fits is looked up module by
+//! module, then linears are packed side by side ([`linears`]).
+
+mod linears;
+
+use linears::{Pending, Stored, pack_int8};
 
 use crate::int4::{self, PARTS};
 use crate::layout::{self, LinearRole, Module, Role};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
-use qberta_kernels::{
-    Context, FixedGrid, HeadGrids, Operands, PackedF32, PackedI4, PackedI8, RowGrid, Shaping,
-};
+use qberta_kernels::{Context, FixedGrid, HeadGrids, Operands, PackedF32, RowGrid, Shaping};
 use qberta_model::{
     Architecture, Error, FloatFormat, HeadSlot, InputGrid, Linear, Model, Norm, Result, Site, Table,
     TalkingHeads, Weights,
@@ -77,11 +80,15 @@ pub fn assemble(
     inputs: impl Fn(&str) -> Int8Input,
     cx: &Context,
 ) -> Result<(Model, Account)> {
-    let mut builder = Builder { tensors, used: BTreeSet::new(), weights: Weights::default() };
+    let mut builder =
+        Builder { tensors, used: BTreeSet::new(), weights: Weights::default(), pending: Vec::new() };
     for module in layout::modules(arch) {
         builder.module(&module, inputs(&module.name))?;
     }
-    let Builder { used, weights, .. } = builder;
+    let Builder { used, mut weights, pending, .. } = builder;
+    for packed in cx.threads.each(pending.len(), |i| pending[i].pack()) {
+        weights.linears.extend(packed?);
+    }
     let ignored = tensors
         .keys()
         .filter(|n| !used.contains(*n))
@@ -110,17 +117,12 @@ fn is_decoder(name: &str) -> bool {
         || ["cls.predictions.decoder.bias", "lm_head.decoder.bias"].contains(&name)
 }
 
-/// A stored weight matrix `[out, in]`.
-enum Stored<'t> {
-    Float(Vec<f32>),
-    Int8 { codes: &'t [i8], scale: Vec<f32> },
-    Int4 { codes: Vec<i8>, scale: Vec<f32>, group: usize },
-}
-
 struct Builder<'t> {
     tensors: &'t BTreeMap<String, Tensor>,
     used: BTreeSet<String>,
     weights: Weights,
+    /// Linears that are still to be packed.
+    pending: Vec<Pending<'t>>,
 }
 
 impl<'t> Builder<'t> {
@@ -143,10 +145,7 @@ impl<'t> Builder<'t> {
     }
 
     fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let tensor = self.get(name, shape)?;
-        let values = tensor.to_f32().map_err(|e| e.at(name))?;
-        finite(name, &values)?;
-        Ok(values)
+        values(name, self.get(name, shape)?)
     }
 
     fn scales(&mut self, weight: &str, rows: usize) -> Result<Vec<f32>> {
@@ -176,15 +175,14 @@ impl<'t> Builder<'t> {
 
     fn matrix(&mut self, name: &str, out: usize, inp: usize) -> Result<Stored<'t>> {
         if int4::is_there(self.tensors, name) {
-            let int4 = self.int4(name, out, inp)?;
-            return Ok(Stored::Int4 { codes: int4.codes(), group: int4.group.inputs(), scale: int4.scale });
+            return Ok(Stored::Int4(self.int4(name, out, inp)?));
         }
         let tensor = self.get(name, &[out, inp])?;
         if tensor.dtype() != Dtype::I8 {
-            return Ok(Stored::Float(self.floats(name, &[out, inp])?));
+            return Ok(Stored::Float(tensor));
         }
         let scale = self.scales(name, out)?;
-        Ok(Stored::Int8 { codes: tensor.i8().map_err(|e| e.at(name))?, scale })
+        Ok(Stored::Int8 { tensor, scale })
     }
 
     fn table(&mut self, name: &str, rows: usize, width: usize) -> Result<Table> {
@@ -233,12 +231,7 @@ impl<'t> Builder<'t> {
                 };
                 self.weights.norms.insert(*site, norm);
             }
-            Role::Linear(role) => {
-                self.linear(name, role, input)?;
-                for packed in [&weight, &format!("{weight}{}", int4::PACKED)] {
-                    self.tensors.get(packed).inspect(|t| t.bytes().release()); // the file's copy has served
-                }
-            }
+            Role::Linear(role) => self.linear(name, role, input)?,
             Role::Conv { hidden, groups, kernel } => {
                 let stored = self.floats(&weight, &[*hidden, hidden / groups, *kernel])?;
                 let dense = conv_as_linear(&stored, *hidden, *groups, *kernel);
@@ -334,54 +327,12 @@ impl<'t> Builder<'t> {
             }
             Int8Input::Static(channels) => Some((InputGrid::Fixed(self.input_grid(module)?), channels)),
         };
-        let parts = role.sites.len();
-        let out = role.out / parts;
-        for (part, (site, bias)) in role.sites.iter().enumerate() {
-            let bias = bias.as_deref().map(|b| self.floats(b, &[out])).transpose()?;
-            let rows: Vec<usize> =
-                (0..out).map(|r| (r / role.run * parts + part) * role.run + r % role.run).collect();
-            let linear = match &stored {
-                Stored::Float(values) => {
-                    let rows = select(values, role.inp, &rows);
-                    Linear::F32 { weight: PackedF32::pack(&rows, out, role.inp), bias }
-                }
-                Stored::Int4 { codes, scale, group } => {
-                    let codes = select(codes, role.inp, &rows);
-                    let scale = select(scale, role.inp / group, &rows);
-                    let weight = pack_int4(weight, &codes, &scale, [out, role.inp], *group)?;
-                    match &run {
-                        Some((input, channels)) if channels.repeated.is_empty() => {
-                            let shaping = channels.shaping(module, role.inp)?;
-                            Linear::Int4 { weight, bias, input: *input, shaping }
-                        }
-                        Some(_) => {
-                            return Err(
-                                Error::corrupt("4-bit module is recorded with extra columns").at(module)
-                            );
-                        }
-                        None => Linear::WeightInt4 { weight, bias },
-                    }
-                }
-                Stored::Int8 { codes, scale } => {
-                    let selected = (parts > 1).then(|| select(codes, role.inp, &rows));
-                    let codes = selected.as_deref().unwrap_or(codes);
-                    let scale: Vec<f32> = rows.iter().map(|&r| scale[r]).collect();
-                    match &run {
-                        Some((input, channels)) => {
-                            let shaping = channels.shaping(weight, role.inp)?;
-                            let packed =
-                                pack_int8(weight, codes, &scale, (out, role.inp), shaping.columns())?;
-                            Linear::Int8 { weight: packed, bias, input: *input, shaping }
-                        }
-                        None => {
-                            let packed = pack_int8(weight, codes, &scale, (out, role.inp), &[])?;
-                            Linear::WeightInt8 { weight: packed, bias }
-                        }
-                    }
-                }
-            };
-            self.weights.linears.insert(*site, linear);
-        }
+        let out = role.out / role.sites.len();
+        let bias = |builder: &mut Self, bias: &Option<String>| {
+            bias.as_deref().map(|b| builder.floats(b, &[out])).transpose()
+        };
+        let biases = role.sites.iter().map(|(_, b)| bias(self, b)).collect::<Result<_>>()?;
+        self.pending.push(Pending { module: module.to_owned(), role: role.clone(), stored, run, biases });
         Ok(())
     }
 
@@ -405,15 +356,7 @@ impl<'t> Builder<'t> {
             self.used.extend([weight.to_owned(), copy].into_iter().filter(|n| self.tensors.contains_key(n)));
         }
         let linear = match (own, &self.weights.tables.get(&Site::WordTable)) {
-            (true, _) => match self.matrix(weight, out, inp)? {
-                Stored::Float(values) => Linear::F32 { weight: PackedF32::pack(&values, out, inp), bias },
-                Stored::Int8 { codes, scale } => {
-                    Linear::WeightInt8 { weight: pack_int8(weight, codes, &scale, (out, inp), &[])?, bias }
-                }
-                Stored::Int4 { codes, scale, group } => {
-                    Linear::WeightInt4 { weight: pack_int4(weight, &codes, &scale, [out, inp], group)?, bias }
-                }
-            },
+            (true, _) => self.matrix(weight, out, inp)?.float_input(weight, [out, inp], bias)?,
             (false, Some(table)) => match table.int8_parts() {
                 Some((codes, scale)) => {
                     let packed =
@@ -434,36 +377,6 @@ impl<'t> Builder<'t> {
         self.weights.linears.insert(Site::Head(HeadSlot::Output), linear);
         Ok(())
     }
-}
-
-/// Packs codes `[out, in]`, followed by copies of columns `repeat`.
-fn pack_int8(
-    name: &str,
-    codes: &[i8],
-    scale: &[f32],
-    (out, inp): (usize, usize),
-    repeat: &[u32],
-) -> Result<PackedI8> {
-    PackedI8::pack_repeating(codes, scale, out, inp, repeat)
-        .map_err(|e| Error::corrupt("int8 weight cannot run").at(name).found(e))
-}
-
-fn pack_int4(
-    name: &str,
-    codes: &[i8],
-    scale: &[f32],
-    [out, inp]: [usize; 2],
-    group: usize,
-) -> Result<PackedI4> {
-    PackedI4::pack(codes, scale, out, inp, group)
-        .map_err(|e| Error::corrupt("4-bit weight cannot run").at(name).found(e))
-}
-
-/// Rows `rows` of `values`, each `width` long.
-fn select<T: Copy>(values: &[T], width: usize, rows: &[usize]) -> Vec<T> {
-    let mut some = Vec::with_capacity(rows.len() * width);
-    rows.iter().for_each(|&r| some.extend_from_slice(&values[r * width..(r + 1) * width]));
-    some
 }
 
 /// `[hidden, hidden / groups, kernel]` as a linear over `kernel` neighbours side by side, tap-major;
@@ -491,6 +404,13 @@ fn float_format(dtype: Dtype) -> Option<FloatFormat> {
         Dtype::BF16 => Some(FloatFormat::Bf16),
         _ => None,
     }
+}
+
+/// The values of a float tensor.
+fn values(name: &str, tensor: &Tensor) -> Result<Vec<f32>> {
+    let values = tensor.to_f32().map_err(|e| e.at(name))?;
+    finite(name, &values)?;
+    Ok(values)
 }
 
 fn finite(name: &str, values: &[f32]) -> Result<()> {

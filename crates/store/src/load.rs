@@ -125,7 +125,7 @@ impl Source {
             None => Int8Input::Float,
         };
         if let Some(manifest) = &self.manifest {
-            check_int4(manifest, &self.tensors).map_err(|e| e.at(self.dir.display()))?;
+            check_storage(manifest, &self.tensors).map_err(|e| e.at(self.dir.display()))?;
         }
         let (model, account) =
             assemble(&self.arch, &self.tensors, input, cx).map_err(|e| e.at(self.dir.display()))?;
@@ -134,10 +134,20 @@ impl Source {
     }
 }
 
-/// Checks that what the plan calls 4-bit is stored so, with that group, and nothing else is.
-fn check_int4(manifest: &Manifest, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+/// Checks that what the plan calls bf16 or 4-bit is stored so (with that group), and that nothing else is 4-bit.
+fn check_storage(manifest: &Manifest, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     for (module, decision) in &manifest.plan {
         let name = format!("{module}.weight");
+        let dtype = tensors.get(&name).map(Tensor::dtype);
+        // A tied projection has no tensor of its own.
+        if decision.weight == Weight::Bf16
+            && let Some(found) = dtype.filter(|d| *d != Dtype::BF16)
+        {
+            return Err(Error::corrupt("plan and tensors disagree about the type of a weight")
+                .at(name)
+                .expected("BF16")
+                .found(found.name()));
+        }
         let stored = int4::is_there(tensors, &name);
         let planned = match decision.weight {
             Weight::Int4(group) => Some(group),

@@ -17,7 +17,7 @@ pub const NAME: &str = "qberta.json";
 ///
 /// 1: dynamic and weight-only modules. 2: static inputs and the record of their calibration, gates, recipe files.
 /// 3: 4-bit group weights, weights fitted to data. 4: attention scores from int8 codes, smoothing, QuantEase.
-/// 5: attention scores from int8 codes on stored grids.
+/// 5: attention scores from int8 codes on stored grids, bfloat16 weights.
 /// A manifest carries the lowest version that can say what it says ([`Manifest::seal`]), so what version 1 could
 /// say is written as version 1, byte for byte.
 pub const FORMAT_VERSION: u32 = 5;
@@ -191,6 +191,8 @@ impl Input {
 pub enum Weight {
     /// As in the source.
     Float,
+    /// Rounded to bfloat16 (version 5).
+    Bf16,
     /// Codes in [-127, 127] with one scale per output channel (rows of a table count as channels).
     Int8Channel,
     /// Codes in [-7, 7] with one scale per output channel and group of inputs.
@@ -228,9 +230,15 @@ impl Group {
 }
 
 impl Weight {
+    /// Whether it is stored as integers and scales.
+    pub fn is_coded(self) -> bool {
+        !matches!(self, Weight::Float | Weight::Bf16)
+    }
+
     /// Every way of storing a weight, by its name in a manifest.
-    const NAMES: [(Weight, &str); 5] = [
+    const NAMES: [(Weight, &str); 6] = [
         (Weight::Float, "float"),
+        (Weight::Bf16, "bf16"),
         (Weight::Int8Channel, "int8 per-channel symmetric"),
         (Weight::Int4(Group::G32), "int4 per-group-32 symmetric"),
         (Weight::Int4(Group::G64), "int4 per-group-64 symmetric"),
@@ -311,7 +319,7 @@ impl Manifest {
     fn consistent(&self) -> Result<()> {
         let is_static = self.is_static();
         let coded = |module: &String| {
-            self.plan.get(module).is_some_and(|d| d.weight != Weight::Float && d.input != Input::Float)
+            self.plan.get(module).is_some_and(|d| d.weight.is_coded() && d.input != Input::Float)
         };
         if let Some(module) = self.smooth.keys().find(|m| !coded(m)) {
             return Err(Error::corrupt("smoothing is recorded for a module whose input is not quantized")
@@ -345,7 +353,7 @@ impl Manifest {
 
     /// The lowest format version that can say what this manifest says.
     fn version(&self) -> u32 {
-        if self.plan.values().any(|d| d.input == Input::HeadStatic) {
+        if self.plan.values().any(|d| d.input == Input::HeadStatic || d.weight == Weight::Bf16) {
             return 5;
         }
         let scores = self.plan.values().any(|d| *d == Decision::INT8_SCORES);

@@ -129,6 +129,15 @@ impl Tensor {
         Tensor::new(Dtype::F32, shape, Bytes::from(bytes))
     }
 
+    /// A BF16 tensor holding `values` rounded to nearest, ties to even, row-major. A value beyond the largest bfloat16
+    /// becomes an infinity, which no model loads.
+    ///
+    /// Errors: as [`Tensor::new`].
+    pub fn from_bf16(shape: Vec<usize>, values: &[f32]) -> Result<Tensor> {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        Tensor::new(Dtype::BF16, shape, Bytes::from(bytes))
+    }
+
     /// An I8 tensor holding `codes`, row-major.
     ///
     /// Errors: as [`Tensor::new`].

@@ -150,7 +150,7 @@ pub(crate) fn linears(arch: &Architecture, plan: &Plan) -> Vec<String> {
 fn steps(arch: &Architecture, plan: &Plan) -> Vec<Step> {
     let mut steps: BTreeMap<(usize, usize), Step> = BTreeMap::new();
     for module in layout::modules(arch) {
-        let quantized = plan.get(&module.name).is_some_and(|d| *d != Decision::FLOAT);
+        let quantized = plan.get(&module.name).is_some_and(|d| d.weight.is_coded());
         let (Role::Linear(role), true) = (module.role, quantized) else { continue };
         let Some((Site::Layer(layer, slot), _)) = role.sites.first().cloned() else { continue };
         let turn = match slot {

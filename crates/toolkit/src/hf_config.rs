@@ -2,7 +2,7 @@
 //! of compressed-tensors 0.20), so that Hugging Face tools read the same directory.
 
 use crate::channels::Channels;
-use crate::plan::Plan;
+use crate::plan::{Plan, unties};
 use qberta_model::{Architecture, Family, Task};
 use qberta_store::layout::{self, Role};
 use qberta_store::manifest::{Decision, Input, Weight};
@@ -27,14 +27,11 @@ pub fn artefact_config(
     if deberta && arch.head.task == Task::FillMask {
         config.insert("legacy".into(), json!(true)); // the head is stored under cls.predictions
     }
-    let quantized = |m: &layout::Module| plan.get(&m.name).is_some_and(|d| d.weight != Weight::Float);
-    if arch.head.task == Task::FillMask
-        && layout::modules(arch).iter().any(|m| m.is_word_matrix() && quantized(m))
-    {
+    if arch.head.task == Task::FillMask && unties(arch, plan) {
         config.insert("tie_word_embeddings".into(), json!(false)); // the projection is stored on its own
     }
-    // Where only scores are int8 every weight is the source's, and other readers have nothing to know.
-    if plan.values().any(|d| d.weight != Weight::Float) {
+    // Where every weight is a float one, other readers have nothing to know.
+    if plan.values().any(|d| d.weight.is_coded()) {
         config.insert("quantization_config".into(), quantization_config(arch, plan, channels));
     }
     config
@@ -66,8 +63,8 @@ fn quantization_config(arch: &Architecture, plan: &Plan, (splits, smooth): &Chan
         let table = matches!(module.role, Role::Table { .. });
         let decision = plan.get(&module.name).copied().unwrap_or(Decision::FLOAT);
         match decision.weight {
-            Weight::Float if linear => ignore.push(module.name),
-            Weight::Float => {}
+            Weight::Float | Weight::Bf16 if linear => ignore.push(module.name),
+            Weight::Float | Weight::Bf16 => {}
             weight => {
                 // A grid made for an input with extra columns clips the input without them, and
                 // compressed-tensors cannot say extra columns: readers that know no more quantize per token.

@@ -10,7 +10,7 @@
 //! int8 activations alone, without and with 64 extra columns: query, key and value .0124 to .0099,
 //! attention output .0103 to .0076, first feed-forward .0153 to .0053, second .0124 to .0115.
 
-use qberta_model::{Architecture, EmbeddingProjection, Linear, Model, Norm, Site, Slot};
+use qberta_model::{Architecture, EmbeddingProjection, Model, Norm, Site, Slot};
 
 /// Extra columns for a linear with many inputs: one tile of the widest integer unit in K.
 const COLUMNS: usize = 64;
@@ -115,8 +115,8 @@ fn after_norm(norm: &Norm) -> Vec<f64> {
 /// Mean and deviation of the outputs of the linear at `site` when `norm` feeds it and channels are
 /// independent.
 fn after_linear(model: &Model, site: Site, norm: &Norm) -> Option<(Vec<f64>, Vec<f64>)> {
-    let Linear::F32 { weight, bias } = model.weights().linears.get(&site)? else { return None };
-    let (values, inp) = (weight.unpack(), weight.inp());
+    let linear = model.weights().linears.get(&site)?;
+    let ((values, bias), (_, inp)) = (linear.float()?, linear.shape());
     let rows = values.chunks_exact(inp).enumerate().map(|(o, row)| {
         let mut mean = bias.as_ref().map_or(0.0, |b| f64::from(b[o]));
         let mut variance = 0.0;

@@ -105,7 +105,7 @@ fn decide(module: &Module, kind: Kind, recipe: &Recipe) -> Result<Decision> {
     if recipe.skip.iter().any(|p| p.matches(name)) {
         return Ok(Decision::FLOAT);
     }
-    if weight == Weight::Float && input != Input::Float {
+    if !weight.is_coded() && input != Input::Float {
         // A later rule that makes the weight float takes the input with it; the reverse is a contradiction.
         if input_by > weight_by {
             let place = recipe.rules.get(input_by - 1).map_or(recipe.name.as_str(), |r| r.place.as_str());
@@ -117,6 +117,14 @@ fn decide(module: &Module, kind: Kind, recipe: &Recipe) -> Result<Decision> {
         input = Input::Float;
     }
     Ok(Decision { input, weight })
+}
+
+/// Whether a vocabulary projection that is tied to the word table gets weights of its own: Hugging Face cannot tie
+/// quantized weights, and weights stored differently are not the same.
+pub(crate) fn unties(arch: &Architecture, plan: &Plan) -> bool {
+    let words = layout::modules(arch).into_iter().filter(Module::is_word_matrix);
+    let weights: Vec<Weight> = words.map(|m| plan.get(&m.name).map_or(Weight::Float, |d| d.weight)).collect();
+    weights.iter().any(|w| w.is_coded() || *w != weights[0])
 }
 
 /// Checks that 4-bit groups divide the inputs of `module`, or the width of a table.

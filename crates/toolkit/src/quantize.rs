@@ -4,7 +4,7 @@ use crate::calibrate::{self, Calibration, CalibrationReport, calibrate};
 use crate::channels::{Channels, may_split, of_plan, splits};
 use crate::fit;
 use crate::hf_config::artefact_config;
-use crate::plan::{Plan, plan};
+use crate::plan::{Plan, plan, unties};
 use crate::probe;
 use crate::recipe::Recipe;
 use crate::smooth::{self, Shifts};
@@ -16,7 +16,7 @@ use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::{COMPANIONS, CONFIG};
 use qberta_store::manifest::{
-    self, CalibrationRecord, FileRecord, FitRecord, GateRecord, Input, Manifest, RecipeRecord, Weight,
+    self, CalibrationRecord, FileRecord, FitRecord, GateRecord, Input, Manifest, RecipeRecord,
 };
 use qberta_store::{Account, Loaded, Source, Tensor, digest, safetensors, whole};
 use serde_json::{Map, Value};
@@ -430,18 +430,16 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
     Ok(Written { weight_bytes, artefact_bytes, probes: verified.probes })
 }
 
-/// Gives a masked-LM head tied to the word table weights of its own if either is quantized: Hugging Face
-/// cannot tie quantized weights.
+/// Gives a masked-LM head tied to the word table weights of its own where the plan [`unties`] them.
 fn untied(mut source: Source, plan: &Plan, used: &mut BTreeSet<String>) -> Result<Source> {
     let modules = layout::modules(&source.arch);
-    let coded = |m: &&layout::Module| plan.get(&m.name).is_some_and(|d| d.weight != Weight::Float);
     let word = modules.iter().find(|m| matches!(m.role, Role::Table { site: Site::WordTable, .. }));
     let projection = modules.iter().find_map(|m| match &m.role {
         Role::Vocabulary { bias, .. } => Some((m, bias)),
         _ => None,
     });
     let (Some(word), Some((projection, bias))) = (word, projection) else { return Ok(source) };
-    if ![word, projection].iter().any(coded) {
+    if !unties(&source.arch, plan) {
         return Ok(source);
     }
     let mut copy = |from: String, to: String| {

@@ -9,7 +9,7 @@
 //! smooth = 0.5                # outlier channels move into the weights that meet them; needs calibration data
 //!
 //! [linears]                   # linears of the encoder
-//! weight = "int4"             # or "int8", "float"
+//! weight = "int4"             # or "int8", "bf16", "float"
 //! group = 64                  # or 32, 128: inputs that share a scale
 //! input = "dynamic-symmetric"
 //!

@@ -12,9 +12,9 @@ use crate::plan::Plan;
 use crate::quantize::Progress;
 use crate::weights;
 use qberta_kernels::Context;
-use qberta_model::{Architecture, Error, Linear, Model, Result, Site, Slot};
+use qberta_model::{Architecture, Error, Model, Result, Site, Slot};
 use qberta_store::layout::{self, LinearRole, Role};
-use qberta_store::manifest::{Input, Weight};
+use qberta_store::manifest::Input;
 use qberta_store::{Source, Tensor};
 use std::collections::BTreeMap;
 
@@ -95,9 +95,10 @@ fn powers(inputs: &[f64], weights: &[f64], alpha: f64) -> Vec<i8> {
 fn columns(model: &Model, group: &Readers) -> Vec<f64> {
     let mut most: Vec<f64> = Vec::new();
     for (site, _) in group.modules.iter().flat_map(|(_, role)| &role.sites) {
-        let Some(Linear::F32 { weight, .. }) = model.weights().linears.get(site) else { continue };
-        most.resize(weight.inp(), 0.0);
-        for row in weight.unpack().chunks_exact(weight.inp().max(1)) {
+        let Some(linear) = model.weights().linears.get(site) else { continue };
+        let (Some((values, _)), (_, inp)) = (linear.float(), linear.shape()) else { continue };
+        most.resize(inp, 0.0);
+        for row in values.chunks_exact(inp.max(1)) {
             most.iter_mut().zip(row).for_each(|(m, w)| *m = m.max(f64::from(w.abs())));
         }
     }
@@ -107,8 +108,7 @@ fn columns(model: &Model, group: &Readers) -> Vec<f64> {
 fn readers(arch: &Architecture, plan: &Plan) -> Vec<Readers> {
     let mut groups: BTreeMap<(u16, bool), Readers> = BTreeMap::new();
     for module in layout::modules(arch) {
-        let coded =
-            plan.get(&module.name).is_some_and(|d| d.weight != Weight::Float && d.input != Input::Float);
+        let coded = plan.get(&module.name).is_some_and(|d| d.weight.is_coded() && d.input != Input::Float);
         let (Role::Linear(role), true) = (module.role, coded) else { continue };
         let Some(Site::Layer(layer, slot)) = role.sites.first().map(|(s, _)| *s) else { continue };
         if matches!(slot, Slot::Query | Slot::Key | Slot::Value | Slot::FfnUp) {

@@ -18,7 +18,7 @@ pub(crate) struct Coded {
 /// `values [rows, cols]`, all finite, stored as `weight` says; `None` for float.
 pub(crate) fn nearest(values: &[f32], rows: usize, cols: usize, weight: Weight) -> Option<Coded> {
     let (codes, scale) = match weight {
-        Weight::Float => return None,
+        Weight::Float | Weight::Bf16 => return None,
         Weight::Int8Channel => quantize(values, rows, cols),
         Weight::Int4(group) => quantize_groups(values, group),
     };
@@ -35,7 +35,7 @@ pub(crate) fn tensors(
     weight: Weight,
 ) -> Result<Vec<(String, Tensor)>> {
     match weight {
-        Weight::Float => Err(Error::input("float weight has no codes").at(name)),
+        Weight::Float | Weight::Bf16 => Err(Error::input("float weight has no codes").at(name)),
         Weight::Int8Channel => Ok(vec![
             (format!("{name}{SCALE}"), Tensor::from_f32(vec![rows, 1], &coded.scale)?),
             (name.to_owned(), Tensor::from_i8(vec![rows, cols], &coded.codes)?),
@@ -57,6 +57,9 @@ pub(crate) fn all(
     for (name, tensor) in source.tensors.iter().filter(|(n, _)| used.contains(*n)) {
         let decision = name.strip_suffix(".weight").and_then(|module| plan.get(module));
         match (decision.map(|d| d.weight).filter(|w| *w != Weight::Float), tensor.shape()) {
+            (Some(Weight::Bf16), shape) => {
+                tensors.insert(name.clone(), Tensor::from_bf16(shape.to_vec(), &values(name, tensor)?)?);
+            }
             (Some(weight), &[rows, cols]) => {
                 if let Some(coded) = nearest(&values(name, tensor)?, rows, cols, weight) {
                     tensors.extend(self::tensors(name, &coded, [rows, cols], weight)?);

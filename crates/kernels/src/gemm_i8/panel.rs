@@ -48,12 +48,13 @@ impl Order {
 /// Whether no input can take a pair of products of these columns out of 16 bits.
 fn is_narrow(words: &[[i8; GROUP]; HALF]) -> bool {
     let pairs: &[i16; 2 * HALF] = bytemuck::cast_ref(words);
-    let mut far = 0; // the largest distance of a pair from 0, on either side
+    // Negative if a sum is out of reach: one bit to look at, so that the loop is one of vectors.
+    let mut left = 0;
     for pair in pairs {
         let (a, b) = ((pair << 8) >> 8, pair >> 8);
-        far = far.max(a.max(0) + b.max(0)).max(-(a.min(0) + b.min(0)));
+        left |= (128 - (a.max(0) + b.max(0))) | (128 + (a.min(0) + b.min(0)));
     }
-    far <= 128
+    left >= 0
 }
 
 /// One panel of 16 output columns.

@@ -65,6 +65,7 @@ enum OneOrMore {
 #[serde(rename_all = "kebab-case")]
 enum WeightName {
     Float,
+    Bf16,
     Int8,
     Int4,
 }
@@ -94,13 +95,19 @@ impl WeightName {
             (WeightName::Int4, group) => Ok(Weight::Int4(group.unwrap_or(GROUP))),
             (_, Some(_)) => Err(stray_group(place)),
             (WeightName::Float, None) => Ok(Weight::Float),
+            (WeightName::Bf16, None) => Ok(Weight::Bf16),
             (WeightName::Int8, None) => Ok(Weight::Int8Channel),
         }
+    }
+
+    fn is_float(self) -> bool {
+        matches!(self, WeightName::Float | WeightName::Bf16)
     }
 
     fn of(weight: Weight) -> (WeightName, Option<u32>) {
         match weight {
             Weight::Float => (WeightName::Float, None),
+            Weight::Bf16 => (WeightName::Bf16, None),
             Weight::Int8Channel => (WeightName::Int8, None),
             Weight::Int4(group) => (WeightName::Int4, Some(group.inputs() as u32)),
         }
@@ -252,7 +259,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
     }
     if let Some(section) = &file.linears {
         let Linears { weight, group, input } = *section.get_ref();
-        if weight == Some(WeightName::Float) && input.is_some_and(|i| i != InputName::Float) {
+        if weight.is_some_and(WeightName::is_float) && input.is_some_and(|i| i != InputName::Float) {
             return Err(impossible(line(&section.span())));
         }
         match (weight, group) {
@@ -289,7 +296,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
                 .at(place)
                 .expected("weight = \"..\", input = \"..\" or scores = \"..\""));
         }
-        if *weight == Some(WeightName::Float) && input.is_some_and(|i| i != InputName::Float) {
+        if weight.is_some_and(WeightName::is_float) && input.is_some_and(|i| i != InputName::Float) {
             return Err(impossible(place));
         }
         let parsed = |text: &String| Pattern::parse(text).map_err(|e| e.at(&place));

@@ -172,7 +172,7 @@ fn what_a_plan_decided_about_scores_has_a_text() {
 
 #[test]
 fn what_cannot_be_done_is_refused_with_its_line() {
-    let cases: [(&str, &[&str]); 25] = [
+    let cases: [(&str, &[&str]); 26] = [
         ("", &["missing field `name`"]),
         ("name = \"a b\"\n", &["line 1", "no usable name"]),
         ("name = \"dynamic\"\n[words]\nweight = \"int8\"\n", &["line 1", "name of a preset"]),
@@ -233,6 +233,7 @@ fn what_cannot_be_done_is_refused_with_its_line() {
             "name = \"m\"\nbase = \"dynamic\"\n[attention]\nscores = \"int4\"\n",
             &["line 4", "`int4`", "`int8`"],
         ),
+        ("name = \"m\"\n[linears]\nweight = \"bf16\"\ninput = \"static\"\n", &["line 2", "float input"]),
         ("name = \"m\"\n", &["nothing left to quantize"]),
     ];
     for (text, parts) in cases {

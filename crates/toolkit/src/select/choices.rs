@@ -41,10 +41,11 @@ const fn choice(name: &'static str, weight: Weight, input: Input, of: Of, standa
 }
 
 /// Every choice, float first. A new way to store a weight is a line here.
-pub const CHOICES: [Choice; 8] = [
+pub const CHOICES: [Choice; 9] = [
     choice("float", Weight::Float, Input::Float, Of::LinearsAndWords, true),
     choice("dynamic", Weight::Int8Channel, Input::TokenAsymmetric, Of::LinearsAndWords, true),
     choice("static", Weight::Int8Channel, Input::TensorStatic, Of::Linears, true),
+    choice("bf16", Weight::Bf16, Input::Float, Of::LinearsAndWords, false),
     choice("weight-only", Weight::Int8Channel, Input::Float, Of::Linears, false),
     choice("w4a8", Weight::Int4(Group::G64), Input::TokenAsymmetric, Of::Linears, false),
     choice("weight-only-4bit", Weight::Int4(Group::G64), Input::Float, Of::LinearsAndWords, false),
