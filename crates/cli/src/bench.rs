@@ -161,7 +161,7 @@ pub fn run(args: &BenchArgs, world: &World) -> Result<Outcome> {
 }
 
 fn recipe(args: &BenchArgs) -> Result<Recipe> {
-    Recipe::new(args.recipe.as_deref().unwrap_or("dynamic"), &[])
+    Recipe::open(args.recipe.as_deref().unwrap_or("dynamic"), &[])
 }
 
 fn open(args: &BenchArgs, world: &World) -> Result<Subject> {

@@ -4,11 +4,9 @@
 //! instruction set. (Products of `vdpbf16ps` and of bf16 tiles flush subnormals and add pairs in an order of their own:
 //! they could not have the same bits anywhere else.)
 
-use crate::gemm_f32::Block;
-use crate::lanes::{Kernel, LANES, Simd};
+use crate::gemm_f32::product;
+use crate::lanes::LANES;
 use crate::matrix::Lines;
-use crate::parallel::for_each_tile;
-use crate::tiles::grid;
 use crate::{Context, Matrix};
 
 /// A weight `[out, in]` of bfloat16 bits in panels of 16 output columns, k-major inside a panel. Columns past `out` are
@@ -68,51 +66,7 @@ impl std::fmt::Debug for PackedBf16 {
 ///
 /// `y = fma-chain over k ascending from +0.0`, then `+ bias` if there is one. Panics on unequal shapes.
 pub fn gemm_f32_bf16(cx: &Context, x: &Matrix, w: &PackedBf16, bias: Option<&[f32]>) -> Matrix {
-    assert_eq!(x.cols(), w.inp, "input columns of gemm_f32_bf16");
-    assert!(bias.is_none_or(|b| b.len() == w.out), "bias of gemm_f32_bf16: expected {} values", w.out);
-    let mut y = Matrix::zeros(x.rows(), w.out);
-    let (rows, cols) = grid(&cx.threads, x.rows(), w.out, w.inp * 4);
-    // Widened once for all rows of a task, as many panels at a time as stay in a near cache.
-    const CACHED: usize = 256 << 10;
-    let some = (CACHED / (w.inp.max(1) * LANES * 4)).clamp(1, 8) * LANES;
-    for_each_tile(&cx.threads, &mut y, &rows, &cols, |_, _, mut tile| {
-        let mut wide = Lines::zeroed(some * w.inp * 4);
-        let (first, all) = (tile.cols.start, tile.cols.len());
-        for start in (0..all).step_by(some) {
-            let cols = start..(start + some).min(all);
-            let panels = (first + cols.start) / LANES * w.inp..(first + cols.end).div_ceil(LANES) * w.inp;
-            let wide = &mut wide.of_mut()[..panels.len()];
-            cx.isa.run(Widen { from: &w.lines.of()[panels], to: wide });
-            let rows = 0..tile.rows.len();
-            cx.isa.run(Block {
-                x: &x.as_slice()[tile.rows.start * w.inp..],
-                stride: w.inp,
-                depth: w.inp,
-                panels: wide,
-                bias: bias.map(|b| &b[first + cols.start..first + cols.end]),
-                out: &mut tile.part(rows, cols),
-            });
-        }
-    });
-    y
-}
-
-struct Widen<'a> {
-    from: &'a [[u16; LANES]],
-    to: &'a mut [[f32; LANES]],
-}
-
-impl Kernel for Widen<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        // Plain code: inside a kernel the compiler has the instructions of the set.
-        for (from, to) in self.from.iter().zip(self.to) {
-            for l in 0..LANES {
-                to[l] = value(from[l]);
-            }
-        }
-    }
+    product(cx, x, w.lines.of::<[u16; LANES]>(), [w.out, w.inp], bias)
 }
 
 #[cfg(test)]

@@ -84,17 +84,28 @@ impl std::fmt::Debug for PackedF32 {
 ///
 /// `y = fma-chain over k ascending from +0.0`, then `+ bias` if there is one. Panics on unequal shapes.
 pub fn gemm_f32(cx: &Context, x: &Matrix, w: &PackedF32, bias: Option<&[f32]>) -> Matrix {
-    assert_eq!(x.cols(), w.inp, "input columns of gemm_f32");
-    assert!(bias.is_none_or(|b| b.len() == w.out), "bias of gemm_f32: expected {} values", w.out);
-    let mut y = Matrix::zeros(x.rows(), w.out);
-    let (rows, cols) = grid(&cx.threads, x.rows(), w.out, w.inp * 4);
+    product(cx, x, w.panels(), [w.out, w.inp], bias)
+}
+
+/// `x` times the weight `[out, inp]` in `panels`, plus `bias`.
+pub(crate) fn product<L: Line>(
+    cx: &Context,
+    x: &Matrix,
+    panels: &[L],
+    [out, inp]: [usize; 2],
+    bias: Option<&[f32]>,
+) -> Matrix {
+    assert_eq!(x.cols(), inp, "input columns of a float product");
+    assert!(bias.is_none_or(|b| b.len() == out), "bias of a float product: expected {out} values");
+    let mut y = Matrix::zeros(x.rows(), out);
+    let (rows, cols) = grid(&cx.threads, x.rows(), out, inp * size_of::<L>() / LANES);
     for_each_tile(&cx.threads, &mut y, &rows, &cols, |_, _, mut tile| {
-        let panels = tile.cols.start / LANES * w.inp..tile.cols.end.div_ceil(LANES) * w.inp;
+        let some = tile.cols.start / LANES * inp..tile.cols.end.div_ceil(LANES) * inp;
         cx.isa.run(Block {
-            x: &x.as_slice()[tile.rows.start * w.inp..],
-            stride: w.inp,
-            depth: w.inp,
-            panels: &w.panels()[panels],
+            x: &x.as_slice()[tile.rows.start * inp..],
+            stride: inp,
+            depth: inp,
+            panels: &panels[some],
             bias: bias.map(|b| &b[tile.cols.clone()]),
             out: &mut tile,
         });
@@ -102,20 +113,41 @@ pub fn gemm_f32(cx: &Context, x: &Matrix, w: &PackedF32, bias: Option<&[f32]>) -
     y
 }
 
+/// One k of 16 output columns, as a weight keeps it.
+pub(crate) trait Line: Sync {
+    /// Its values.
+    fn load<S: Simd>(&self, s: S) -> S::F;
+}
+
+impl Line for [f32; LANES] {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> S::F {
+        s.load(self)
+    }
+}
+
+/// bfloat16 bits.
+impl Line for [u16; LANES] {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> S::F {
+        s.load_half(self)
+    }
+}
+
 /// `out = x wᵀ + bias` over one tile, however many rows and columns it has.
-pub(crate) struct Block<'a, 'o> {
+pub(crate) struct Block<'a, 'o, L> {
     /// Rows of `depth` values, `stride` apart; at least `out.rows.len()` of them.
     pub x: &'a [f32],
     pub stride: usize,
     pub depth: usize,
     /// `[panels, depth]` lines that cover `out.cols.len()` columns.
-    pub panels: &'a [[f32; LANES]],
+    pub panels: &'a [L],
     /// `[out.cols.len()]`.
     pub bias: Option<&'a [f32]>,
     pub out: &'a mut Tile<'o>,
 }
 
-impl Kernel for Block<'_, '_> {
+impl<L: Line> Kernel for Block<'_, '_, L> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -127,10 +159,10 @@ impl Kernel for Block<'_, '_> {
 
 /// `acc = +0.0; for k ascending: acc = fma(x[k], w[k], acc)` for rows `x` and the columns of panels `w`.
 #[inline(always)]
-pub(crate) fn chains<S: Simd, const R: usize, const P: usize>(
+pub(crate) fn chains<S: Simd, L: Line, const R: usize, const P: usize>(
     s: S,
     x: [&[f32]; R],
-    w: [&[[f32; LANES]]; P],
+    w: [&[L]; P],
 ) -> [[[f32; LANES]; P]; R] {
     let depth = w[0].len();
     let (x, w) = (x.map(|x| &x[..depth]), w.map(|w| &w[..depth]));
@@ -138,7 +170,7 @@ pub(crate) fn chains<S: Simd, const R: usize, const P: usize>(
     for k in 0..depth {
         let mut line = [s.splat(0.0); P];
         for p in 0..P {
-            line[p] = s.load(&w[p][k]);
+            line[p] = w[p][k].load(s);
         }
         for r in 0..R {
             let x = s.splat(x[r][k]);
@@ -150,20 +182,20 @@ pub(crate) fn chains<S: Simd, const R: usize, const P: usize>(
     spill(s, acc)
 }
 
-struct Chain<'a> {
+struct Chain<'a, L> {
     x: &'a [f32],
     stride: usize,
     depth: usize,
-    panels: &'a [[f32; LANES]],
+    panels: &'a [L],
     bias: Option<&'a [f32]>,
 }
 
-impl Product for Chain<'_> {
+impl<L: Line> Product for Chain<'_, L> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
         let depth = self.depth;
         let x = runs(self.x, row * self.stride, self.stride, depth);
-        let sums = chains::<S, R, P>(s, x, runs(self.panels, panel * depth, depth, depth));
+        let sums = chains::<S, L, R, P>(s, x, runs(self.panels, panel * depth, depth, depth));
         for p in 0..P {
             let cols = columns(panel + p, out);
             for r in 0..R {

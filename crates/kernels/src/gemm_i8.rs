@@ -395,7 +395,7 @@ impl Product for F32I8<'_> {
     fn tile<S: Simd, const R: usize, const P: usize>(&self, s: S, row: usize, panel: usize, out: &mut Tile) {
         let depth = self.depth;
         let x = runs(self.x, row * depth, depth, depth);
-        let sums = chains::<S, R, P>(s, x, runs(self.panels, panel * depth, depth, depth));
+        let sums = chains::<S, _, R, P>(s, x, runs(self.panels, panel * depth, depth, depth));
         for p in 0..P {
             let cols = columns(panel + p, out);
             let scale = s.load_any(&self.columns.scale[cols.clone()]);

@@ -54,6 +54,8 @@ pub(crate) trait Simd: Copy {
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;
+    /// bfloat16 bits, which are the upper halves of the values.
+    fn load_half(self, x: &[u16; LANES]) -> Self::F;
     fn store(self, x: Self::F, to: &mut [f32; LANES]);
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;

@@ -159,7 +159,7 @@ impl Panels {
                 x: &rows.x[some.start * rows.stride..],
                 stride: rows.stride,
                 depth: *size,
-                panels: &lines.of()[numbers.start * size..numbers.end * size],
+                panels: &lines.of::<[f32; LANES]>()[numbers.start * size..numbers.end * size],
                 bias: None,
                 out,
             }),

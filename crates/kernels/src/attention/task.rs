@@ -140,7 +140,7 @@ impl Task<'_> {
             x: weights,
             stride,
             depth: self.part.span.len,
-            panels: head.values.of(),
+            panels: head.values.of::<[f32; LANES]>(),
             bias: None,
             out: &mut out.part(first..first + queries.len(), at * size..(at + 1) * size),
         });

@@ -165,6 +165,19 @@ impl Simd for Avx2 {
         unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))] }
     }
     #[inline(always)]
+    fn load_half(self, x: &[u16; LANES]) -> F {
+        // SAFETY: the reference covers both 16-byte halves, unaligned loads are allowed, `self` proves AVX2.
+        let [low, high] =
+            unsafe { [_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(x.as_ptr().add(8).cast())] };
+        op!(
+            self,
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(low))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(high))),
+            ]
+        )
+    }
+    #[inline(always)]
     fn store(self, x: F, to: &mut [f32; LANES]) {
         // SAFETY: the reference covers both 32-byte halves written, and `self` proves AVX2.
         unsafe {

@@ -107,6 +107,12 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_ps(x.as_ptr()) }
     }
     #[inline(always)]
+    fn load_half(self, x: &[u16; LANES]) -> __m512 {
+        // SAFETY: the reference covers the 32 bytes read, unaligned loads are allowed, and `self` proves AVX-512.
+        let half = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        op!(self, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))))
+    }
+    #[inline(always)]
     fn store(self, x: __m512, to: &mut [f32; LANES]) {
         // SAFETY: the reference covers the 64 bytes written, and `self` proves AVX-512.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }

@@ -158,6 +158,12 @@ impl<const DOT: u8> Simd for Neon<DOT> {
         four!(self, Q => vld1q_f32(quarters[Q].as_ptr()))
     }
     #[inline(always)]
+    fn load_half(self, x: &[u16; LANES]) -> F {
+        let (quarters, _) = x.as_chunks::<4>();
+        // Each load reads the 8 bytes of a quarter.
+        four!(self, Q => vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(quarters[Q].as_ptr())))))
+    }
+    #[inline(always)]
     fn store(self, x: F, to: &mut [f32; LANES]) {
         let (quarters, _) = to.as_chunks_mut::<4>();
         // Each store writes the 16 bytes of a quarter.

@@ -32,6 +32,14 @@ impl Simd for Scalar {
         *x
     }
     #[inline(always)]
+    fn load_half(self, x: &[u16; LANES]) -> Self::F {
+        let mut y = [0.0; LANES];
+        for l in 0..LANES {
+            y[l] = f32::from_bits(u32::from(x[l]) << 16);
+        }
+        y
+    }
+    #[inline(always)]
     fn store(self, x: Self::F, to: &mut [f32; LANES]) {
         *to = x;
     }
