@@ -76,7 +76,7 @@ Examples:
   qberta bench --arch v3-base --shapes 1x128,8x384 --threads 2 --stages
   qberta bench --arch v3-base --save ./base-int8             write it, then measure it in a fresh process
   qberta bench ./int8 --shapes ragged:8x64..128 --repeats 50 --json
-  qberta bench --isa list                                    instruction sets of this machine";
+  qberta bench --isa                                         instruction sets of this machine";
 
 fn seconds(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {

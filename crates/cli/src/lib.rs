@@ -54,13 +54,17 @@ Exit status: 0 done, 1 the check failed, 2 the command could not run.";
 /// Options of every verb stand after its own in help texts.
 const LAST: usize = 900;
 
+/// In place of an instruction set: which there are.
+const LIST: &str = "list";
+
 #[derive(Args)]
 struct Common {
     /// Threads to use; results do not depend on it [default: all cores]
     #[arg(long, global = true, env = "QBERTA_THREADS", value_name = "N", display_order = LAST)]
     threads: Option<String>,
-    /// Instruction set: auto, scalar, avx2, avx512vnni, amxint8 or neon; results do not depend on it (`qberta bench --isa list`)
+    /// Instruction set: auto, scalar, avx2, avx512vnni, amxint8 or neon; results do not depend on it (`qberta bench --isa` lists them)
     #[arg(long, global = true, env = "QBERTA_ISA", value_name = "ISA", display_order = LAST)]
+    #[arg(num_args = 0..=1, default_missing_value = LIST)]
     isa: Option<String>,
     /// Print JSON for machines
     #[arg(long, global = true, display_order = LAST)]
@@ -101,7 +105,7 @@ enum Outcome {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let screen = Screen::new(cli.common.json);
-    if let (Verb::Bench(_), Some("list")) = (&cli.verb, cli.common.isa.as_deref()) {
+    if let (Verb::Bench(_), Some(LIST)) = (&cli.verb, cli.common.isa.as_deref()) {
         bench::list_isas(&screen);
         return ExitCode::SUCCESS;
     }
@@ -132,6 +136,11 @@ pub fn main() -> ExitCode {
 fn world(common: &Common, screen: Screen) -> Result<World> {
     let isa = match common.isa.as_deref() {
         None | Some("") => Isa::best(),
+        Some(LIST) => {
+            return Err(Error::input("no instruction set was named")
+                .at("--isa")
+                .hint("`qberta bench --isa` lists them"));
+        }
         Some(name) => Isa::parse(name).map_err(|e| Error::input(e).at("--isa / QBERTA_ISA"))?,
     };
     let threads = match common.threads.as_deref() {

@@ -1,4 +1,5 @@
-//! `y = x wᵀ + b` with a weight kept as bfloat16: the bits of [`gemm_f32`](crate::gemm_f32) over its values, at half the memory.
+//! `y = x wᵀ + b` with a weight kept as bfloat16: the bits of [`gemm_f32()`](crate::gemm_f32()) over its values, at half
+//! the memory.
 //!
 //! A bfloat16 is the upper half of an f32, so widening is exact and the arithmetic is that of f32, on every
 //! instruction set. (Products of `vdpbf16ps` and of bf16 tiles flush subnormals and add pairs in an order of their own:

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use qberta::runtime::{Aggregation, Options};
+use qberta::runtime::{Aggregation, Options, Pooling};
 use qberta::{Row, Session};
 use serde_json::Value;
 
@@ -152,4 +152,49 @@ fn fill_mask() {
             }
         });
     }
+}
+
+#[test]
+fn vectors_are_what_sentence_transformers_modules_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = golden("bert-features");
+    for file in std::fs::read_dir(&from).unwrap().flatten() {
+        std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+    let module = |kind: &str| format!("{{\"idx\":0,\"name\":\"0\",\"path\":\"\",\"type\":\"{kind}\"}}");
+    let write = |mode: &str, kinds: &[&str]| {
+        let modes = format!("{{\"pooling_mode_mean_tokens\":false,\"{mode}\":true}}");
+        std::fs::write(dir.path().join("1_Pooling/config.json"), modes).unwrap();
+        let modules: Vec<String> =
+            kinds.iter().map(|k| module(&format!("sentence_transformers.models.{k}"))).collect();
+        std::fs::write(dir.path().join("modules.json"), format!("[{}]", modules.join(","))).unwrap();
+    };
+    let rows: Vec<Row> = expected(&from).into_iter().map(|(row, _)| row).collect();
+    let answers = |pooling: Option<Pooling>| {
+        let session = Session::open(dir.path(), None, context()).unwrap();
+        let answers = session.answer(&rows, &Options { pooling, ..Options::standard() })?;
+        Ok::<_, qberta::Error>(answers.iter().map(|a| serde_json::to_value(a).unwrap()).collect::<Vec<_>>())
+    };
+    let numbers = |v: &Value| v.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect::<Vec<_>>();
+    write("pooling_mode_cls_token", &["Transformer", "Pooling", "Normalize"]);
+    let unit = answers(None).unwrap();
+    let hidden = answers(Some(Pooling::None)).unwrap();
+    assert!(unit.len() == rows.len() && !rows.is_empty());
+    for (unit, hidden) in unit.iter().zip(&hidden) {
+        let (unit, first) = (numbers(&unit["embedding"]), numbers(&hidden["last_hidden_state"][0]));
+        let length = first.iter().map(|v| v * v).sum::<f64>().sqrt();
+        assert!(unit.iter().zip(&first).all(|(u, f)| (u - f / length).abs() < 1e-6), "{unit:?}");
+    }
+    write("pooling_mode_cls_token", &["Transformer", "Pooling"]);
+    for (plain, hidden) in answers(None).unwrap().iter().zip(&hidden) {
+        assert_eq!(plain["embedding"], hidden["last_hidden_state"][0]);
+    }
+    // What is not run is said, not left out.
+    write("pooling_mode_cls_token", &["Transformer", "Pooling", "Dense", "Normalize"]);
+    let error = answers(None).unwrap_err().to_string();
+    assert!(error.contains("modules.json") && error.contains("Dense"), "{error}");
+    assert_eq!(answers(Some(Pooling::None)).unwrap(), hidden);
+    std::fs::write(dir.path().join("modules.json"), "[{").unwrap();
+    assert!(Session::open(dir.path(), None, context()).unwrap_err().to_string().contains("modules.json"));
 }

@@ -30,7 +30,7 @@ pub struct Session {
     tokenizer: Option<Tokenizer>,
     cx: Context,
     origin: Origin,
-    pooling: tasks::Pooling,
+    vectors: tasks::Vectors,
     batch_rows: usize,
     cut: AtomicUsize,
 }
@@ -46,12 +46,18 @@ impl Session {
         let source = Source::open(dir, task)?;
         let tokenizer = Tokenizer::open(dir)?;
         let mut session = Session::new(&source, tokenizer, cx)?;
-        let pooling = dir.join("1_Pooling/config.json");
-        if pooling.exists() {
-            let bytes = whole::read(&pooling, whole::SMALL)
-                .map_err(|e| Error::io("cannot read", pooling.display(), &e))?;
-            session.pooling =
+        let settings = |name: &str| {
+            let path = dir.join(name);
+            let read =
+                || whole::read(&path, whole::SMALL).map_err(|e| Error::io("cannot read", path.display(), &e));
+            path.exists().then(read).transpose()
+        };
+        if let Some(bytes) = settings("1_Pooling/config.json")? {
+            session.vectors.pooling =
                 tasks::Pooling::from_sentence_transformers(&bytes).map_err(|e| e.at(dir.display()))?;
+        }
+        if let Some(bytes) = settings("modules.json")? {
+            session.vectors.modules(&bytes).map_err(|e| e.at(dir.display()))?;
         }
         Ok(session)
     }
@@ -66,7 +72,7 @@ impl Session {
             tokenizer,
             cx,
             origin,
-            pooling: tasks::Pooling::Mean,
+            vectors: tasks::Vectors::default(),
             batch_rows: usize::MAX,
             cut: AtomicUsize::new(0),
         })
@@ -113,9 +119,9 @@ impl Session {
         self.origin
     }
 
-    /// The pooling the model was made for (features only).
-    pub fn pooling(&self) -> tasks::Pooling {
-        self.pooling
+    /// The vectors the model was made for (features only).
+    pub fn vectors(&self) -> &tasks::Vectors {
+        &self.vectors
     }
 
     /// The kernels in use.

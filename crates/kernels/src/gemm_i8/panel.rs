@@ -75,6 +75,7 @@ impl<'a> Panel<'a> {
     }
 
     /// One line for each group of four inputs.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn lines(&self) -> &[[i32; LANES]] {
         self.lines

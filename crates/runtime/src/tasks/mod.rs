@@ -12,7 +12,7 @@ use crate::row::Row;
 use crate::session::Session;
 use crate::tokenize::Encoded;
 pub use entities::Aggregation;
-pub use pool::Pooling;
+pub use pool::{Pooling, Vectors};
 use qberta_model::{Error, Result, Sequence, Task};
 
 /// What a caller may choose about answers. Lengths in tokens.
