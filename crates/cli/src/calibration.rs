@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[derive(Args)]
 pub struct CalibrationArgs {
     /// Unlabelled rows like those the model will see (.jsonl, .csv, .tsv, .parquet, .txt), for static inputs
-    /// and fitted weights
+    /// and scores, and fitted weights
     #[arg(long = "calibration", value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Rows of the calibration file to use [default: all]

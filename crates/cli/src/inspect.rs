@@ -4,7 +4,7 @@ use crate::screen::{self, bytes, count, table};
 use crate::{Outcome, World, task};
 use clap::Args;
 use qberta_model::{Architecture, Reading, Result, Task};
-use qberta_store::assemble::INPUT_GRID;
+use qberta_store::assemble::{HEAD_GRIDS, INPUT_GRID};
 use qberta_store::checkpoint::Checkpoint;
 use qberta_store::int4::{PACKED, PARTS};
 use qberta_store::manifest::Weight;
@@ -54,10 +54,15 @@ pub fn run(args: &InspectArgs, world: &World) -> Result<Outcome> {
         if grid.is_some_and(|module| plan.is_some_and(|p| p.contains_key(module))) {
             return "grid of the input".into();
         }
+        let heads = HEAD_GRIDS.iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.'));
+        if heads.is_some_and(|module| plan.is_some_and(|p| p.contains_key(module))) {
+            return "grids of the heads".into();
+        }
         let weight = PARTS.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
         let module = weight.trim_end_matches(".weight");
         match (account.ignored.get(name), plan.and_then(|p| p.get(module)).map(|d| d.weight)) {
             (Some(reason), _) => format!("left out: {reason}"),
+            (None, Some(Weight::Bf16)) => "bf16".into(),
             (None, Some(Weight::Int8Channel)) if name.ends_with("_scale") => "scale per channel".into(),
             (None, Some(Weight::Int8Channel)) => "int8 per channel".into(),
             (None, Some(Weight::Int4(group))) if name.ends_with(PACKED) => {

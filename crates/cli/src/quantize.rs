@@ -215,7 +215,10 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
                 "{} of {}{}",
                 count(int8),
                 count(modules),
-                if float > 0 { " (the rest in float)" } else { "" }
+                match float {
+                    0 => String::new(),
+                    n => format!(", {} in float", count(n)),
+                }
             ),
         ),
         ("tensors left out", count(report.ignored.len())),

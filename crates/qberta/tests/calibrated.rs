@@ -145,6 +145,22 @@ fn static_scores_without_grids_or_with_wrong_ones_are_refused() {
             assert!(error.to_string().contains(module), "{error} does not name {module}");
         }
     }
+    // Without the manifest that says what they are.
+    let lost = dir.path().join("lost");
+    fs::create_dir(&lost).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(out.join(file), lost.join(file)).unwrap();
+    }
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(lost.join("config.json")).unwrap()).unwrap();
+    config.as_object_mut().unwrap().remove("quantization_config");
+    fs::write(lost.join("config.json"), config.to_string()).unwrap();
+    let error = Source::open(&lost, None).unwrap_err().to_string();
+    assert!(error.contains("qberta.json") && error.contains("_scale"), "{error}");
+    // A float export has no use for them.
+    let float = dir.path().join("float");
+    export(&out, &float, Target::HuggingFace, &context()).unwrap();
+    assert!(!Source::open(&float, None).unwrap().tensors.keys().any(|n| n.ends_with("_scale")));
     // Grids of heads where there are none, and a grid of tensors for an attention.
     let planned = |module: &str, decision: Decision| {
         let mut source = open();

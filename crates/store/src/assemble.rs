@@ -357,13 +357,16 @@ impl<'t> Builder<'t> {
         }
         let linear = match (own, &self.weights.tables.get(&Site::WordTable)) {
             (true, _) => self.matrix(weight, out, inp)?.float_input(weight, [out, inp], bias)?,
-            (false, Some(table)) => match table.int8_parts() {
-                Some((codes, scale)) => {
+            (false, Some(table)) => match (table.int8_parts(), word) {
+                (Some((codes, scale)), _) => {
                     let packed =
                         pack_int8("word table", bytemuck::cast_slice(codes), scale, (out, inp), &[])?;
                     Linear::WeightInt8 { weight: packed, bias }
                 }
-                None => {
+                (None, Some((name, tensor))) if tensor.dtype() == Dtype::BF16 => {
+                    Stored::Float(tensor).float_input(name, [out, inp], bias)?
+                }
+                (None, _) => {
                     let mut values = vec![0.0; out * inp];
                     for (row, cells) in values.chunks_exact_mut(inp).enumerate() {
                         table.read(row, cells);

@@ -1,6 +1,6 @@
 //! A path to a running model: float checkpoints and artefacts through one loader.
 
-use crate::assemble::{Account, Int8Input, assemble};
+use crate::assemble::{Account, HEAD_GRIDS, Int8Input, assemble};
 use crate::checkpoint::Checkpoint;
 use crate::digest;
 use crate::int4;
@@ -101,6 +101,13 @@ impl Source {
                 .found(format!("quant_method {method}"))
                 .hint("start from the float checkpoint it was made from"));
         }
+        let grid = tensors.keys().find(|n| HEAD_GRIDS.iter().any(|end| n.ends_with(&format!(".self.{end}"))));
+        if let (Some(grid), None) = (grid, &manifest) {
+            return Err(Error::corrupt("checkpoint holds grids of an artefact, but not its manifest")
+                .at(dir.join(manifest::NAME).display())
+                .found(grid)
+                .hint("restore the file, or quantize the float checkpoint again"));
+        }
         let task = match task {
             None if Architecture::named_task(&config).map_err(at)?.is_none() => implied_task(&tensors),
             other => other,
@@ -138,14 +145,19 @@ impl Source {
 fn check_storage(manifest: &Manifest, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     for (module, decision) in &manifest.plan {
         let name = format!("{module}.weight");
-        let dtype = tensors.get(&name).map(Tensor::dtype);
+        let expected = match decision.weight {
+            Weight::Bf16 => Some(Dtype::BF16),
+            Weight::Int8Channel => Some(Dtype::I8),
+            Weight::Float | Weight::Int4(_) => None,
+        };
         // A tied projection has no tensor of its own.
-        if decision.weight == Weight::Bf16
-            && let Some(found) = dtype.filter(|d| *d != Dtype::BF16)
+        let found = tensors.get(&name).map(Tensor::dtype);
+        if let (Some(expected), Some(found)) = (expected, found)
+            && expected != found
         {
             return Err(Error::corrupt("plan and tensors disagree about the type of a weight")
                 .at(name)
-                .expected("BF16")
+                .expected(expected.name())
                 .found(found.name()));
         }
         let stored = int4::is_there(tensors, &name);

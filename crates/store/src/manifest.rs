@@ -315,8 +315,18 @@ impl Manifest {
         self.plan.values().any(|d| d.input.is_static())
     }
 
-    /// Whether plan and calibration belong together.
+    /// Whether inputs belong to their weights, and plan and calibration together.
     fn consistent(&self) -> Result<()> {
+        let possible = |d: &Decision| match d.weight {
+            Weight::Float => d.input == Input::Float || d.of_scores(),
+            Weight::Bf16 => d.input == Input::Float,
+            Weight::Int8Channel | Weight::Int4(_) => d.input != Input::HeadStatic,
+        };
+        if let Some((module, _)) = self.plan.iter().find(|(_, d)| !possible(d)) {
+            return Err(Error::corrupt("plan quantizes an input whose weight cannot take it")
+                .at(NAME)
+                .found(module));
+        }
         let is_static = self.is_static();
         let coded = |module: &String| {
             self.plan.get(module).is_some_and(|d| d.weight.is_coded() && d.input != Input::Float)

@@ -129,11 +129,16 @@ impl Tensor {
         Tensor::new(Dtype::F32, shape, Bytes::from(bytes))
     }
 
-    /// A BF16 tensor holding `values` rounded to nearest, ties to even, row-major. A value beyond the largest bfloat16
-    /// becomes an infinity, which no model loads.
+    /// A BF16 tensor holding `values` rounded to nearest, ties to even, row-major.
     ///
-    /// Errors: as [`Tensor::new`].
+    /// Errors: as [`Tensor::new`], and a finite value beyond the largest bfloat16.
     pub fn from_bf16(shape: Vec<usize>, values: &[f32]) -> Result<Tensor> {
+        if let Some(v) = values.iter().find(|v| v.is_finite() && !bf16::from_f32(**v).is_finite()) {
+            return Err(Error::input("value has no bfloat16 near it")
+                .expected(format!("at most {:e} either way", f32::from(bf16::MAX)))
+                .found(format!("{v:e}"))
+                .hint("keep the module in float"));
+        }
         let bytes: Vec<u8> = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
         Tensor::new(Dtype::BF16, shape, Bytes::from(bytes))
     }

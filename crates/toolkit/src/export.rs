@@ -8,7 +8,7 @@ use crate::verify::check_digests;
 use crate::{smooth, weights};
 use qberta_kernels::Context;
 use qberta_model::{Error, Result};
-use qberta_store::assemble::INPUT_GRID;
+use qberta_store::assemble::{HEAD_GRIDS, INPUT_GRID};
 use qberta_store::atomic::{Staging, check_file_target, check_target};
 use qberta_store::int4::PACKED;
 use qberta_store::layout::{self, Role};
@@ -68,8 +68,8 @@ pub fn export_source(source: &Source, out: &Path, target: Target, cx: &Context) 
     let used = source.load(cx)?.account.used;
     let mut read: BTreeMap<String, Tensor> = BTreeMap::new();
     for (name, tensor) in &source.tensors {
-        // Grids of static inputs mean nothing to a float model.
-        let grid = INPUT_GRID.iter().any(|end| name.ends_with(end));
+        // Stored grids mean nothing to a float model.
+        let grid = INPUT_GRID.iter().chain(&HEAD_GRIDS).any(|end| name.ends_with(&format!(".{end}")));
         if used.contains(name) && !grid {
             read.insert(name.clone(), tensor.clone());
         }
@@ -93,14 +93,13 @@ pub fn export_source(source: &Source, out: &Path, target: Target, cx: &Context) 
 }
 
 fn directory(source: &Source, mut tensors: BTreeMap<String, Tensor>, out: &Path) -> Result<(usize, u64)> {
-    let mut config = artefact_config(&source.config, &source.arch, &Plan::new(), &Default::default());
+    let mut config =
+        artefact_config(&source.config, &source.arch, &Plan::new(), &Default::default(), &tensors);
     config.remove("quantization_config");
     let own = |m: &layout::Module| {
         matches!(m.role, Role::Vocabulary { .. }) && tensors.contains_key(&format!("{}.weight", m.name))
     };
     if layout::modules(&source.arch).iter().any(own) {
-        // A decoder of its own, which from_pretrained would otherwise replace by the word table.
-        config.insert("tie_word_embeddings".into(), false.into());
         repeat(source, &mut tensors);
     }
     let mut text =

@@ -4,6 +4,7 @@
 use crate::channels::Channels;
 use crate::plan::{Plan, unties};
 use qberta_model::{Architecture, Family, Task};
+use qberta_store::Tensor;
 use qberta_store::layout::{self, Role};
 use qberta_store::manifest::{Decision, Input, Weight};
 use serde_json::{Map, Value, json};
@@ -16,6 +17,7 @@ pub fn artefact_config(
     arch: &Architecture,
     plan: &Plan,
     channels: &Channels,
+    tensors: &BTreeMap<String, Tensor>,
 ) -> Map<String, Value> {
     let mut config = source.clone();
     // A bare pre-trained config names no class; readers need one to know which head the weights have.
@@ -27,8 +29,16 @@ pub fn artefact_config(
     if deberta && arch.head.task == Task::FillMask {
         config.insert("legacy".into(), json!(true)); // the head is stored under cls.predictions
     }
-    if arch.head.task == Task::FillMask && unties(arch, plan) {
-        config.insert("tie_word_embeddings".into(), json!(false)); // the projection is stored on its own
+    let own = |m: &layout::Module| {
+        matches!(m.role, Role::Vocabulary { .. }) && tensors.contains_key(&format!("{}.weight", m.name))
+    };
+    if arch.head.task == Task::FillMask {
+        // Where the projection is not stored it is the word table, whatever the source's class made of its names.
+        let tied = !layout::modules(arch).iter().any(own);
+        let said = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true);
+        if tied != said || unties(arch, plan) {
+            config.insert("tie_word_embeddings".into(), json!(tied));
+        }
     }
     // Where every weight is a float one, other readers have nothing to know.
     if plan.values().any(|d| d.weight.is_coded()) {

@@ -239,6 +239,12 @@ fn transform(
             .found(format!("recipe {}", recipe.name))
             .hint("drop the option, or use --recipe static"));
     }
+    if recipe.fit().is_some() && fit::linears(&source.arch, &plan).is_empty() {
+        return Err(Error::input("recipe fits weights or biases, but quantizes no linear")
+            .at("rounding / bias_correction")
+            .expected("linears with weight = \"int8\" or \"int4\"")
+            .hint("drop them, or quantize linears"));
+    }
     let record = data.map(|data| calibrate::record(data, is_static)).transpose()?;
     progress.stage("checking the float model", 1);
     // Building the float model checks every tensor (presence, shape, finite values) before any work.
@@ -374,7 +380,7 @@ pub(crate) fn write(artefact: Artefact<'_>, cx: &Context, progress: &dyn Progres
         out,
     } = artefact;
     let file = safetensors::write(&tensors)?;
-    let config = artefact_config(&source.config, &source.arch, plan, &channels);
+    let config = artefact_config(&source.config, &source.arch, plan, &channels, &tensors);
     let mut config_bytes =
         serde_json::to_vec_pretty(&config).map_err(|e| Error::corrupt("configuration").found(e))?;
     config_bytes.push(b'\n');

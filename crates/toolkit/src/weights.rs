@@ -58,7 +58,10 @@ pub(crate) fn all(
         let decision = name.strip_suffix(".weight").and_then(|module| plan.get(module));
         match (decision.map(|d| d.weight).filter(|w| *w != Weight::Float), tensor.shape()) {
             (Some(Weight::Bf16), shape) => {
-                tensors.insert(name.clone(), Tensor::from_bf16(shape.to_vec(), &values(name, tensor)?)?);
+                tensors.insert(
+                    name.clone(),
+                    Tensor::from_bf16(shape.to_vec(), &values(name, tensor)?).map_err(|e| e.at(name))?,
+                );
             }
             (Some(weight), &[rows, cols]) => {
                 if let Some(coded) = nearest(&values(name, tensor)?, rows, cols, weight) {

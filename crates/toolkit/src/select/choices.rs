@@ -183,14 +183,16 @@ impl Palette {
         vec![0; self.units.len()]
     }
 
-    /// The offer of `choice` for each unit. Tables that do not have it take their last offer; attentions that are not
+    /// The offer of `choice` for each unit. Tables that do not have it take the one with that weight; attentions that are not
     /// decided about, and everything else where they alone are, stay in float.
     pub fn throughout(&self, choice: usize) -> Selection {
         let of_scores = self.choices[choice].of == Of::Scores;
+        let weight = self.choices[choice].decision.weight;
+        let alike = |o: &Offer| self.choices[o.choice].decision.weight == weight;
         let offer = |u: &Unit| match u.offers.iter().position(|o| o.choice == choice) {
             Some(offer) => offer,
             None if of_scores || u.is_attention() => 0,
-            None => u.offers.len() - 1,
+            None => u.offers.iter().position(alike).unwrap_or(u.offers.len() - 1),
         };
         self.units.iter().map(offer).collect()
     }
