@@ -1,5 +1,5 @@
 //! Named tensors to a runnable model, with an account of every tensor: what is there and fits is looked up module by
-//! module, then linears are packed side by side ([`linears`]).
+//! module, then linears are packed side by side (`linears`).
 
 mod linears;
 
