@@ -50,13 +50,11 @@ pub fn run(args: &InspectArgs, world: &World) -> Result<Outcome> {
     let account = source.load(&world.cx)?.account;
     let plan = source.manifest.as_ref().map(|m| &m.plan);
     let role = |name: &str| -> String {
-        let grid = INPUT_GRID.iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.'));
-        if grid.is_some_and(|module| plan.is_some_and(|p| p.contains_key(module))) {
-            return "grid of the input".into();
-        }
-        let heads = HEAD_GRIDS.iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.'));
-        if heads.is_some_and(|module| plan.is_some_and(|p| p.contains_key(module))) {
-            return "grids of the heads".into();
+        for (ends, role) in [(INPUT_GRID, "grid of the input"), (HEAD_GRIDS, "grids of the heads")] {
+            let module = ends.iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.'));
+            if module.is_some_and(|module| plan.is_some_and(|p| p.contains_key(module))) {
+                return role.into();
+            }
         }
         let weight = PARTS.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
         let module = weight.trim_end_matches(".weight");

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use qberta::kernels::{Context, Isa};
 use qberta::runtime::Options;
-use qberta::store::manifest::{Decision, Input, Manifest, Weight};
+use qberta::store::manifest::{Decision, Input, Weight};
 use qberta::store::{Source, Tensor, tensor::Dtype};
 use qberta::toolkit::export::{Target, export};
 use qberta::{Recipe, Request, Row, Session, Task, quantize, verify};
@@ -90,13 +90,7 @@ fn sixteen_bits_beside_eight() {
     let plan = &source.manifest.as_ref().unwrap().plan;
     assert!(plan.iter().all(|(m, d)| (d.weight == Weight::Bf16) == m.contains("layer.0.")), "{plan:?}");
     // The plan says what the tensors are.
-    let load = |edit: &dyn Fn(&mut Manifest, &mut std::collections::BTreeMap<String, Tensor>)| {
-        let (mut manifest, mut tensors) = (source.manifest.clone().unwrap(), source.tensors.clone());
-        edit(&mut manifest, &mut tensors);
-        let config = source.config.clone();
-        Source::from_parts(&out, config, Some(manifest), tensors, Vec::new(), None)
-            .and_then(|s| s.load(&context()).map(drop))
-    };
+    let load = |edit: &Edit| load_edited(&source, edit);
     assert!(load(&|_, _| ()).is_ok());
     let module = "deberta.encoder.layer.0.output.dense";
     let weight = format!("{module}.weight");

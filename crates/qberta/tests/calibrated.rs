@@ -25,6 +25,17 @@ fn artefact(case: &str) -> (tempfile::TempDir, std::path::PathBuf) {
     (dir, out)
 }
 
+/// Calibrated on the rows it answers here, a static model stays as near as a dynamic one has to.
+fn stays_near_float(case: &str, out: &Path) {
+    let int8 = Session::open(out, None, context()).unwrap();
+    for (row, numbers) in expected(&golden(case)) {
+        let raw = int8.raw(&[row], &Options::standard()).unwrap();
+        let largest = numbers.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+        let difference = largest_difference(&raw[0].values(), &numbers) / largest;
+        assert!(difference < 0.35, "{case}: static int8 is {difference} away from float");
+    }
+}
+
 #[test]
 fn every_golden_checkpoint_becomes_a_verified_static_artefact() {
     let dir = tempfile::tempdir().unwrap();
@@ -46,14 +57,7 @@ fn every_golden_checkpoint_becomes_a_verified_static_artefact() {
             assert_eq!(decision.input == Input::Float, float, "{case}: {module}");
             assert_eq!(stored(module), [!float; 2], "{case}: {module}");
         }
-        // Calibrated on the rows it answers here, it stays as near as a dynamic one has to.
-        let int8 = Session::open(&out, None, context()).unwrap();
-        for (row, numbers) in expected(&golden(&case)) {
-            let raw = int8.raw(&[row], &Options::standard()).unwrap();
-            let largest = numbers.iter().fold(1.0f32, |m, v| m.max(v.abs()));
-            let difference = largest_difference(&raw[0].values(), &numbers) / largest;
-            assert!(difference < 0.35, "{case}: static int8 is {difference} away from float");
-        }
+        stays_near_float(&case, &out);
     }
 }
 
@@ -70,13 +74,7 @@ fn every_golden_checkpoint_becomes_an_artefact_with_static_scores() {
         let attentions: Vec<_> =
             report.plan.iter().filter(|(_, d)| **d == Decision::STATIC_SCORES).map(|(m, _)| m).collect();
         assert_eq!((manifest.format_version, attentions.len()), (5, source.arch.layers), "{case}");
-        let int8 = Session::open(&out, None, context()).unwrap();
-        for (row, numbers) in expected(&golden(&case)) {
-            let raw = int8.raw(&[row], &Options::standard()).unwrap();
-            let largest = numbers.iter().fold(1.0f32, |m, v| m.max(v.abs()));
-            let difference = largest_difference(&raw[0].values(), &numbers) / largest;
-            assert!(difference < 0.35, "{case}: static int8 is {difference} away from float");
-        }
+        stays_near_float(&case, &out);
     }
 }
 

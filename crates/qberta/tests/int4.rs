@@ -9,7 +9,6 @@ use qberta::store::manifest::{self, Group, Manifest, Weight};
 use qberta::store::{Dtype, Source, Tensor, digest, int4, layout, safetensors};
 use qberta::toolkit::export::{Target, export};
 use qberta::toolkit::{Calibration, Conditions, Method, Recipe, Report, Request, quantize_under, verify};
-use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -20,21 +19,6 @@ fn cases() -> Vec<(String, Task)> {
 
 fn task_of(case: &str) -> Task {
     cases().into_iter().find(|(c, _)| c == case).unwrap().1
-}
-
-/// The token rows of a golden case, choices one by one.
-fn sequences(case: &str) -> Vec<Sequence> {
-    let text = fs::read_to_string(golden(case).join("expected.jsonl")).unwrap();
-    let numbers = |v: &Value| -> Vec<u32> {
-        v.as_array().map_or_else(Vec::new, |v| v.iter().map(|n| n.as_u64().unwrap() as u32).collect())
-    };
-    let one = |v: &Value| Sequence { ids: numbers(&v["input_ids"]), types: numbers(&v["token_type_ids"]) };
-    let rows = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
-    rows.flat_map(|row| match row.get("choices") {
-        Some(choices) => choices.as_array().unwrap().iter().map(one).collect(),
-        None => vec![one(&row)],
-    })
-    .collect()
 }
 
 /// What the model at `dir` answers to each sequence, alone, or to all in one batch.
@@ -177,13 +161,7 @@ fn four_bit_artefacts_are_version_three_and_their_bytes_are_pinned() {
 fn a_plan_and_tensors_that_disagree_are_refused() {
     let (_dir, out) = artefact("v3-sequence", "w4a8");
     let source = Source::open(&out, None).unwrap();
-    let load = |edit: &dyn Fn(&mut Manifest, &mut std::collections::BTreeMap<String, Tensor>)| {
-        let (mut manifest, mut tensors) = (source.manifest.clone().unwrap(), source.tensors.clone());
-        edit(&mut manifest, &mut tensors);
-        let config = source.config.clone();
-        Source::from_parts(&out, config, Some(manifest), tensors, Vec::new(), None)
-            .and_then(|s| s.load(&context()).map(drop))
-    };
+    let load = |edit: &Edit| load_edited(&source, edit);
     assert!(load(&|_, _| ()).is_ok());
     let query = "deberta.encoder.layer.0.attention.self.query_proj";
     let value = "deberta.encoder.layer.0.attention.self.value_proj";

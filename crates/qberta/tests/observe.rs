@@ -9,7 +9,7 @@ use qberta::model::{
 };
 use qberta::store::Source;
 use qberta::toolkit::Method;
-use qberta::{Request, Row, quantize};
+use qberta::{Request, quantize};
 use std::collections::BTreeMap;
 
 /// Keeps everything it sees.
@@ -30,15 +30,7 @@ impl Observe for Keep {
 fn open(case: &str, record: &serde_json::Value) -> (Model, Vec<Sequence>) {
     let source = Source::open(&golden(case), Some(task(record))).unwrap();
     let model = source.load(&context()).unwrap().model;
-    let mut sequences = Vec::new();
-    for (row, _) in expected(&golden(case)) {
-        match row {
-            Row::Tokens(s) => sequences.push(s),
-            Row::TokenChoices(all) => sequences.extend(all),
-            other => panic!("{case}: a golden row is {}", other.kind()),
-        }
-    }
-    (model, sequences)
+    (model, sequences(case))
 }
 
 fn run<E: Engine<Value = Matrix>>(model: &Model, engine: &mut E, sequences: &[Sequence]) -> Matrix {

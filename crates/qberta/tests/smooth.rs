@@ -4,7 +4,6 @@ mod common;
 
 use common::*;
 use qberta::kernels::{Context, Isa};
-use qberta::model::Sequence;
 use qberta::runtime::Options;
 use qberta::store::{Manifest, Source};
 use qberta::toolkit::export::{Target, export};
@@ -19,14 +18,6 @@ fn recipe(base: &str, more: &str) -> Recipe {
 
 fn rows(case: &str) -> Vec<Row> {
     expected(&golden(case)).into_iter().map(|(row, _)| row).collect()
-}
-
-fn sequences(case: &str) -> Vec<Sequence> {
-    let tokens = |row| match row {
-        Row::Tokens(sequence) => sequence,
-        other => panic!("a golden row is {}", other.kind()),
-    };
-    rows(case).into_iter().map(tokens).collect()
 }
 
 fn made(case: &str, recipe: &Recipe, out: &Path) -> qberta::Result<Manifest> {

@@ -346,7 +346,8 @@ impl RowMut<'_> {
                 (fit.scale, fit.zero)
             }
             InputGrid::Fixed(grid) => {
-                (fixed::fill(isa, row, grid, split, self.codes), i32::from(grid.zero()))
+                let scale = isa.run(QuantizeFixed { row, grid, codes: self.codes, split });
+                (scale, i32::from(grid.zero()))
             }
         };
     }

@@ -2,9 +2,12 @@
 #![allow(dead_code)] // each test file uses its part
 
 use qberta::model::Sequence;
+use qberta::store::manifest::Manifest;
+use qberta::store::{Source, Tensor};
 use qberta::toolkit::{Calibration, Conditions, Method, Report, quantize_under};
 use qberta::{Context, Isa, Recipe, Request, Row, Task};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// `testdata/` of the repository.
@@ -105,6 +108,18 @@ pub fn calibrated_by(
     let request = Request { model: &model, out, recipe: &recipe, task: Some(task(&record)) };
     let calibration = Some(Calibration { sequences: data, method });
     quantize_under(&request, Conditions { calibration, gate: None }, &context(), &())
+}
+
+/// A change to what an artefact says and holds.
+pub type Edit<'e> = dyn Fn(&mut Manifest, &mut BTreeMap<String, Tensor>) + 'e;
+
+/// Whether an artefact still loads with `edit` made to it.
+pub fn load_edited(source: &Source, edit: &Edit) -> qberta::Result<()> {
+    let (mut manifest, mut tensors) = (source.manifest.clone().unwrap(), source.tensors.clone());
+    edit(&mut manifest, &mut tensors);
+    let config = source.config.clone();
+    Source::from_parts(&source.dir, config, Some(manifest), tensors, Vec::new(), None)
+        .and_then(|s| s.load(&context()).map(drop))
 }
 
 /// The largest absolute difference of two equally long lists of finite numbers.

@@ -2,7 +2,7 @@
 
 use super::{Fit, InputGrid, QuantizedRows, RowGrid, Shaping, quantize_input};
 use crate::lanes::{Kernel, LANES, Simd};
-use crate::{Context, Isa, Matrix};
+use crate::{Context, Matrix};
 
 /// A grid for whole matrices: `x ~ (code - zero) * scale`, codes 0..=255, or 1..=255 around 128 if it is symmetric.
 /// What lies outside [`FixedGrid::range`] is clipped.
@@ -89,11 +89,6 @@ impl FixedGrid {
 /// NaN or an infinity has scale NaN. Panics if `split` was made for other columns.
 pub fn quantize_rows_fixed(cx: &Context, x: &Matrix, grid: FixedGrid, split: &Shaping) -> QuantizedRows {
     quantize_input(cx, x, InputGrid::Fixed(grid), split)
-}
-
-/// Codes of one row into the padded `codes`; its scale.
-pub(super) fn fill(isa: Isa, row: &[f32], grid: FixedGrid, split: &Shaping, codes: &mut [u8]) -> f32 {
-    isa.run(QuantizeFixed { row, grid, codes, split })
 }
 
 /// The definition for one row without extra columns.
