@@ -1,7 +1,7 @@
 //! `y = x wᵀ + b` with int8 weights: `gemm_i8` on quantized rows, `gemm_f32_i8` on float rows.
 //!
 //! The integer sums are exact, so any order gives the same bits. Nothing saturates: VNNI adds four products
-//! straight into i32, AVX2 widens to 16 bits first. Sums may wrap on the way (a zero point of 128 adds up to
+//! straight into i32, AVX2 takes 16 bits only where they suffice. Sums may wrap on the way (a zero point of 128 adds up to
 //! 128 times the column sum, which is subtracted again); the corrected sum fits i32 by the bound on `in`.
 
 mod coded;
@@ -10,7 +10,7 @@ mod strips;
 
 pub(crate) use coded::{CodedPanels, CodedRows};
 use panel::Order;
-pub(crate) use panel::Panel;
+pub(crate) use panel::{Panel, Runs};
 pub use strips::{NormParameters, gemm_i8_add_norm, gemm_i8_codes};
 
 use crate::gemm_f32::chains;

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, LANES, Registers, Simd};
-use crate::gemm_i8::Panel;
+use crate::gemm_i8::{Panel, Runs};
 
 /// Proof that this machine has AVX2 and FMA: only [`Avx2::detect`] makes one.
 #[derive(Clone, Copy)]
@@ -62,15 +62,25 @@ fn dot4_narrow(token: Avx2, acc: __m256i, x: __m256i, w: __m256i) -> __m256i {
     })
 }
 
-/// Sums of the first or last 8 columns of a panel, each run of its lines by the quicker product that is exact.
+/// Sums of the first or last 8 columns of a panel, each run of its lines by the quickest product that is exact.
 #[inline(always)]
 fn half_dots<const R: usize>(token: Avx2, x: &[&[i32]; R], panel: &Panel, half: usize) -> [__m256i; R] {
-    let (narrow, wide) = panel.runs(half);
-    let mut acc = [op!(token, _mm256_setzero_si256()); R];
-    for &g in narrow {
+    let Runs { narrow, wide, start, turns } = panel.runs(half);
+    let mut acc = [eight(token, start); R];
+    for &g in narrow[0] {
         let w = half_line(token, panel, g, half);
         for r in 0..R {
             acc[r] = dot4_narrow(token, acc[r], word(token, x[r], g), w);
+        }
+    }
+    for form in 1..turns.len() {
+        let (flip, sign) = (eight(token, &turns[form].flip), eight(token, &turns[form].sign));
+        for &g in narrow[form] {
+            let w = op!(token, _mm256_sign_epi8(half_line(token, panel, g, half), sign));
+            for r in 0..R {
+                let x = op!(token, _mm256_xor_si256(word(token, x[r], g), flip));
+                acc[r] = dot4_narrow(token, acc[r], x, w);
+            }
         }
     }
     for &g in wide {
@@ -80,6 +90,14 @@ fn half_dots<const R: usize>(token: Avx2, x: &[&[i32]; R], panel: &Panel, half: 
         }
     }
     acc
+}
+
+/// A register of 8 words.
+#[inline(always)]
+fn eight<T: bytemuck::Pod>(_token: Avx2, words: &[T; 8]) -> __m256i {
+    const { assert!(size_of::<T>() == 4) };
+    // SAFETY: the reference covers the 32 bytes read, unaligned loads are allowed, and the token proves AVX2.
+    unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
 }
 
 /// Word `g` of a row in every lane.
