@@ -60,15 +60,18 @@ pub struct HeadGrids {
 impl HeadGrids {
     /// From the scales of queries and of keys, `[heads]` each, in real units per code.
     ///
-    /// Errors: a sentence, for unequal numbers of heads or a scale that is not a normal number above 0.
+    /// Errors: a sentence, for unequal numbers of heads or a scale that is not a normal number above 0 (with its head).
     pub fn new(query: &[f32], key: &[f32]) -> Result<HeadGrids, String> {
         if query.len() != key.len() {
             return Err(format!("{} heads of queries and {} of keys", query.len(), key.len()));
         }
-        let grids = |scales: &[f32]| -> Result<Vec<_>, String> {
-            scales.iter().map(|s| FixedGrid::symmetric(*s)).collect()
+        let grids = |of: &str, scales: &[f32]| -> Result<Vec<_>, String> {
+            let grid = |(head, scale): (usize, &f32)| {
+                FixedGrid::symmetric(*scale).map_err(|e| format!("{e}, for the {of} of head {head}"))
+            };
+            scales.iter().enumerate().map(grid).collect()
         };
-        Ok(HeadGrids { query: grids(query)?, key: grids(key)? })
+        Ok(HeadGrids { query: grids("queries", query)?, key: grids("keys", key)? })
     }
 
     /// Number of heads.
