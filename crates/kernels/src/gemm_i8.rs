@@ -10,7 +10,9 @@ mod strips;
 
 pub(crate) use coded::{CodedPanels, CodedRows};
 use panel::Order;
-pub(crate) use panel::{Panel, Runs};
+pub(crate) use panel::Panel;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use panel::Runs;
 pub use strips::{NormParameters, gemm_i8_add_norm, gemm_i8_codes};
 
 use crate::gemm_f32::chains;

@@ -5,6 +5,7 @@
 //! -128 (255 * 128 < 2^15). Codes of one sign may break that, and codes of opposite signs never do, so a pair has
 //! a second chance: `x w = 255 w + (255 - x)(-w)` for one of the two, whose `255 w` is a constant of the column.
 //! Lines that fit neither way are widened first.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX2 has such a product"))]
 
 use std::sync::LazyLock;
 
