@@ -1,8 +1,8 @@
 //! `y = x wᵀ + b` with int8 weights: `gemm_i8` on quantized rows, `gemm_f32_i8` on float rows.
 //!
 //! The integer sums are exact, so any order gives the same bits. Nothing saturates: VNNI adds four products
-//! straight into i32, AVX2 takes 16 bits only where they suffice. Sums may wrap on the way (a zero point of 128 adds up to
-//! 128 times the column sum, which is subtracted again); the corrected sum fits i32 by the bound on `in`.
+//! straight into i32, AVX2 takes 16 bits only where they suffice. Sums may wrap on the way (a zero point of 128
+//! adds up to 128 times the column sum, which is subtracted again); the corrected sum fits i32 by the bound on `in`.
 
 mod coded;
 mod panel;

@@ -104,7 +104,8 @@ impl Order {
 /// than that takes.
 fn form(words: &[[i8; GROUP]; HALF]) -> Option<usize> {
     let pairs: &[i16; 2 * HALF] = bytemuck::cast_ref(words);
-    // Negative if a sum is out of reach: bits to look at once, so that the loops are loops of vectors.
+    // Negative if a sum is out of reach: bits to look at once, so that the loops are loops of vectors. Most lines are
+    // done after the first, and loading a model waits for this.
     let plain = |pair: i16| {
         let (a, b) = ((pair << 8) >> 8, pair >> 8);
         (128 - (a.max(0) + b.max(0))) | (128 + (a.min(0) + b.min(0)))
