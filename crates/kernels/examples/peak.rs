@@ -74,12 +74,17 @@ fn attention(isa: Isa, threads: usize) {
     let (heads, size, table) = (12, 64, 512);
     let projected = Matrix::from_vec(table, heads * size, numbers(table * heads * size, 3));
     let grids = HeadGrids::new(&[0.01; 12], &[0.01; 12]).expect("scales above 0");
-    let kinds =
-        [("Float", Operands::Float), ("Int8", Operands::Int8), ("static", Operands::Int8Static(grids))];
-    let tables = kinds.map(|(name, operands)| {
+    let kinds = [
+        ("float scores", Operands::Float, Values::Float),
+        ("int8 scores", Operands::Int8, Values::Float),
+        ("static scores", Operands::Int8Static(grids), Values::Float),
+        ("float scores, int8 values", Operands::Float, Values::Int8),
+        ("int8 scores, int8 values", Operands::Int8, Values::Int8),
+    ];
+    let tables = kinds.map(|(name, operands, values)| {
         let coded = operands.is_coded();
         let keys = RelativeKeys::pack(isa, &projected, heads, coded);
-        (name, operands, keys, RelativeKeys::pack_queries(isa, &projected, heads, coded))
+        (name, operands, values, keys, RelativeKeys::pack_queries(isa, &projected, heads, coded))
     });
     for len in [32, 128, 384, 512] {
         // The shape of DeBERTa's buckets: linear up to 128, then ever slower.
@@ -94,12 +99,13 @@ fn attention(isa: Isa, threads: usize) {
         let us = |spec: &Attention| {
             1e6 * fastest(|| drop(attend(&cx, spec, &qkv, &qkv, &qkv, &span, Queries::All)))
         };
-        for (name, content, keys, queries) in &tables {
+        for (name, content, values, keys, queries) in &tables {
             let plain = Attention {
                 heads,
                 head_size: size,
                 scale: 0.07,
                 content,
+                values: *values,
                 key_positions: None,
                 query_positions: None,
                 index: &index,
@@ -108,7 +114,7 @@ fn attention(isa: Isa, threads: usize) {
             };
             let both = Attention { key_positions: Some(keys), query_positions: Some(queries), ..plain };
             println!(
-                "{:<11} {threads} thread(s)  attend {len:>4} tokens, 12 heads of 64, {name} scores: plain {:8.1} us, c2p + p2c {:8.1} us",
+                "{:<11} {threads} thread(s)  attend {len:>4} tokens, 12 heads of 64, {name}: plain {:8.1} us, c2p + p2c {:8.1} us",
                 isa.name(),
                 us(&plain),
                 us(&both)

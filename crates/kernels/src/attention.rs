@@ -10,14 +10,25 @@
 //!
 //! Each dot product is an fma chain over the head's columns from +0.0, or with int8 operands
 //! `f32(sum of codes) * (scale * scale)`, codes and scales of each row of a head being those of
-//! [`crate::quantize_rows`] on symmetric grids, or of queries and keys of a head on one [`FixedGrid`] each. The last sum is an fma chain over j from +0.0. With a mix, scores are mixed across heads before exp, and `e_ij * (1 / sum_i)` is mixed before the
-//! last sum, which is then not divided again. A query row is computed alone, so neither the neighbours in
-//! the batch nor the block it falls into can change it.
+//! [`crate::quantize_rows`] on symmetric grids, or of queries and keys of a head on one [`FixedGrid`] each. The last
+//! sum is an fma chain over j from +0.0. With a mix, scores are mixed across heads before exp, and
+//! `e_ij * (1 / sum_i)` is mixed before the last sum, which is then not divided again. With int8 values, weights
+//! `p = round(16 256 e)` are taken in two parts, `p = 128 u + l`, and `w_jc` are the codes of column c of the sequence's
+//! values around the column's middle `m_c`, in steps of `t_c`:
+//!
+//! ```text
+//! y_ic = fma(fma(f32(sum_j u_ij w_jc), 128, f32(sum_j l_ij w_jc)), (1 / f32(sum_j p_ij)) * t_c, m_c)
+//! m = lo / 2 + hi / 2;   t = max(hi - m, m - lo) / 127;   w = round((v - m) * (1 / t))
+//! ```
+//!
+//! with exact sums. A query row is computed alone, so neither the neighbours in the batch nor the block it falls into
+//! can change it.
 
 use std::ops::Range;
 
 #[cfg(doc)]
 use crate::FixedGrid;
+use crate::gemm_i8::MOST_WEIGHTS;
 use crate::matrix::Lines;
 use crate::parallel::{for_each_tile, steps};
 use crate::{Context, Matrix};
@@ -27,7 +38,7 @@ mod relative;
 mod scores;
 mod task;
 
-pub use operands::{HeadGrids, Operands};
+pub use operands::{HeadGrids, Operands, Values};
 pub use relative::RelativeKeys;
 
 /// The rows of one sequence in the ragged token matrix.
@@ -59,6 +70,8 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// What `q_i . k_j` multiplies; a table of positions says itself what its products do.
     pub content: &'a Operands,
+    /// What the weighted sum of the values multiplies.
+    pub values: Values,
     /// Content to position: adds `q_i . K_r[idx]`.
     pub key_positions: Option<&'a RelativeKeys>,
     /// Position to content: adds `k_j . Q_r[idx]`.
@@ -82,7 +95,8 @@ const STRIP: usize = 32;
 /// `q` is `[tokens, heads * head_size]` for [`Queries::All`], and `[spans, heads * head_size]` for
 /// [`Queries::First`], with the same results for those rows. Rows of no sequence, and the row of an empty
 /// sequence, are +0.0. Panics on unequal shapes, on spans that do not ascend without overlap, on a sequence
-/// longer than `len_max` and on an index outside the table.
+/// longer than `len_max`, on an index outside the table, and with int8 values on a mix or a sequence of more than 132 000
+/// tokens.
 pub fn attend(
     cx: &Context,
     spec: &Attention,
@@ -168,6 +182,10 @@ fn check(spec: &Attention, q: &Matrix, k: &Matrix, v: &Matrix, spans: &[Span], q
         assert!(scores.len() == size && weights.len() == size, "a mix of {} heads", spec.heads);
     }
     let longest = spans.iter().map(|span| span.len).max().unwrap_or(0);
+    if spec.values == Values::Int8 {
+        assert!(spec.mix.is_none(), "int8 values of mixed heads");
+        assert!(longest <= MOST_WEIGHTS, "int8 values of {longest} tokens");
+    }
     assert!(spec.key_positions.is_none_or(|table| table.is_descending()), "K_r is packed as K_r");
     assert!(spec.query_positions.is_none_or(|table| !table.is_descending()), "Q_r is packed as Q_r");
     for table in [spec.key_positions, spec.query_positions].into_iter().flatten() {

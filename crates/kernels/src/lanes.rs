@@ -92,6 +92,8 @@ pub(crate) trait Simd: Copy {
     fn and_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn or_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Zeros come in at the top.
+    fn shr_i<const N: u32>(self, a: Self::I) -> Self::I;
     /// `acc + x0*w0 + x1*w1 + x2*w2 + x3*w3` per lane, where the four bytes of a lane of `x` are u8 and those
     /// of `w` are i8. Exact modulo 2^32: nothing saturates, so every order of additions is the same.
     fn dot4(self, acc: Self::I, x: Self::I, w: Self::I) -> Self::I;

@@ -35,7 +35,7 @@ mod rows;
 mod testing;
 mod tiles;
 
-pub use attention::{Attention, HeadGrids, Operands, Queries, RelativeKeys, Span, attend};
+pub use attention::{Attention, HeadGrids, Operands, Queries, RelativeKeys, Span, Values, attend};
 pub use gemm_bf16::{PackedBf16, gemm_f32_bf16};
 pub use gemm_f32::{PackedF32, gemm_f32};
 pub use gemm_i4::{GROUPS, PackedI4, gemm_f32_i4, gemm_i4};

@@ -14,9 +14,9 @@ pub use quantize::{
     FixedGrid, InputGrid, QuantizedRows, RowGrid, SHIFT_MAX, Shaping, quantize_input, quantize_rows,
     quantize_rows_fixed, quantize_rows_split, quantize_weight_rows,
 };
-pub(crate) use quantize::{QuantizeFixed, QuantizeRow, Room};
-pub(crate) use softmax::exp_sum;
+pub(crate) use quantize::{QuantizeFixed, QuantizeRow, Room, symmetric_scale};
 pub use softmax::softmax_row;
+pub(crate) use softmax::{exp_sum, largest};
 
 /// Least rows of `cols` values for a thread of its own: below this, waking it costs more than the work.
 pub(crate) fn least_rows(cols: usize) -> usize {

@@ -48,6 +48,7 @@ impl<'m> Native<'m> {
             head_size: arch.head_size,
             scale: ((arch.head_size * arch.score_terms) as f32).sqrt().recip(),
             content,
+            values: kernels::Values::Float,
             key_positions: keys.and_then(|p| p.key.as_ref()),
             query_positions: queries.and_then(|p| p.query.as_ref()),
             index,

@@ -47,6 +47,17 @@ impl Operands {
     }
 }
 
+/// What the weighted sum of the values multiplies: an explicit choice, since its bits differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Values {
+    /// f32 values.
+    #[default]
+    Float,
+    /// Codes: each column of the values of a sequence in 8 bits around its middle, attention weights in 14 bits of the
+    /// row's largest. Not with [`super::Attention::mix`].
+    Int8,
+}
+
 /// Each row on its own grid.
 pub(super) const OWN: InputGrid = InputGrid::Row(RowGrid::Symmetric);
 

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::operands::{Panels, Rows, Use};
+use super::operands::{Panels, Rows, Use, Values};
 use super::relative::{RelativeKeys, Walk, reach};
 use super::scores::{Combine, Exp, Mix, Products, SLACK, Scale, Terms};
 use super::{Attention, Lines, Part, STRIP, Span};
 use crate::gemm_f32::Block;
+use crate::gemm_i8::{CodedValues, Weights};
 use crate::lanes::LANES;
 use crate::parallel::Tile;
 use crate::{Isa, Matrix};
@@ -28,9 +29,15 @@ pub(super) struct Task<'a> {
 /// What the strips of one head share.
 struct Head {
     number: usize,
-    keys: Panels,             // k: panels of 16 tokens
-    values: Lines,            // v: panels of 16 columns, [panels, tokens]
+    keys: Panels, // k: panels of 16 tokens
+    values: Weighted,
     positions: Vec<Computed>, // k . Q_r for each strip of keys
+}
+
+/// The values of a head as the columns of a product with weights, in panels of 16.
+enum Weighted {
+    Float(Lines), // [panels, tokens]
+    Int8(CodedValues),
 }
 
 /// Products of a strip of rows with the part of a relative table that they reach.
@@ -71,6 +78,8 @@ impl Task<'_> {
         let mut mixed =
             Lines::zeroed(if self.spec.mix.is_some() { heads.len() * strip * stride * 4 } else { 0 });
         let mut content = Computed::empty();
+        let coded = self.spec.values == Values::Int8;
+        let mut weights = Weights::new(if coded { strip } else { 0 }, keys);
         for first in self.part.queries.clone().step_by(strip) {
             let queries = first..(first + strip).min(self.part.queries.end);
             let size = queries.len() * stride;
@@ -79,13 +88,19 @@ impl Task<'_> {
                 self.score(head, queries.clone(), scores, stride, &mut content);
             }
             match self.spec.mix {
-                None => self.finish(&heads[0], queries, scores, stride, &mut out, 0),
+                None => match &heads[0].values {
+                    Weighted::Int8(values) => {
+                        self.finish_coded(values, queries, scores, stride, &mut weights, &mut out);
+                    }
+                    Weighted::Float(values) => self.finish(values, queries, scores, stride, &mut out),
+                },
                 Some(mix) => {
                     let mixed = &mut mixed.of_mut::<f32>()[..heads.len() * size];
                     self.mix(mix, scores, mixed, stride);
                     for (at, head) in heads.iter().enumerate() {
+                        let Weighted::Float(values) = &head.values else { continue };
                         let weights = &scores[at * size..(at + 1) * size];
-                        self.weigh(head, queries.clone(), weights, stride, &mut out, at);
+                        self.weigh(values, queries.clone(), weights, stride, &mut out, at);
                     }
                 }
             }
@@ -95,22 +110,36 @@ impl Task<'_> {
     /// exp, the weighted sum of the values and the division, for one head on its own.
     fn finish(
         &self,
-        head: &Head,
+        values: &Lines,
         queries: Range<usize>,
         scores: &mut [f32],
         stride: usize,
         out: &mut Tile,
-        at: usize,
     ) {
         let mut rates = [0.0; STRIP];
         for (row, rate) in scores.chunks_exact_mut(stride).zip(&mut rates) {
             *rate = self.isa.run(Exp { row: &mut row[..self.part.span.len] });
         }
-        self.weigh(head, queries.clone(), scores, stride, out, at);
-        let size = self.spec.head_size;
+        self.weigh(values, queries.clone(), scores, stride, out, 0);
         for (i, rate) in (queries.start - self.part.queries.start..).zip(&rates[..queries.len()]) {
-            out.row(i)[at * size..(at + 1) * size].iter_mut().for_each(|y| *y *= rate);
+            out.row(i)[..self.spec.head_size].iter_mut().for_each(|y| *y *= rate);
         }
+    }
+
+    /// The same from codes.
+    fn finish_coded(
+        &self,
+        values: &CodedValues,
+        queries: Range<usize>,
+        scores: &[f32],
+        stride: usize,
+        weights: &mut Weights,
+        out: &mut Tile,
+    ) {
+        weights.set(self.isa, scores, stride, self.part.span.len);
+        let first = queries.start - self.part.queries.start;
+        let mut tile = out.part(first..first + queries.len(), 0..self.spec.head_size);
+        values.mean(self.isa, weights, &mut tile);
     }
 
     /// Scores of all heads to mixed weights, through `other` and back.
@@ -128,7 +157,7 @@ impl Task<'_> {
     /// `out = weights v` for `queries` of head `at` of this task.
     fn weigh(
         &self,
-        head: &Head,
+        values: &Lines,
         queries: Range<usize>,
         weights: &[f32],
         stride: usize,
@@ -140,7 +169,7 @@ impl Task<'_> {
             x: weights,
             stride,
             depth: self.part.span.len,
-            panels: head.values.of::<[f32; LANES]>(),
+            panels: values.of::<[f32; LANES]>(),
             bias: None,
             out: &mut out.part(first..first + queries.len(), at * size..(at + 1) * size),
         });
@@ -226,12 +255,13 @@ impl Task<'_> {
         let grid = codes.then(|| self.spec.content.key_grid(head));
         let k = Rows::new(self.isa, k, self.k.cols(), [len, size], grid);
         let keys = Panels::new(&k, self.spec.content.is_coded(), Use::Passing);
-        let mut values = Lines::zeroed(size.div_ceil(LANES) * len * LANES * 4);
-        for (j, row) in (start..start + len).enumerate() {
-            for (panel, v) in self.v.row(row)[cols.clone()].chunks(LANES).enumerate() {
-                values.of_mut::<[f32; LANES]>()[panel * len + j][..v.len()].copy_from_slice(v);
+        let values = match self.spec.values {
+            Values::Float => Weighted::Float(self.pack_values(cols)),
+            Values::Int8 => {
+                let v = &self.v.as_slice()[start * self.v.cols() + cols.start..];
+                Weighted::Int8(CodedValues::new(self.isa, v, self.v.cols(), [len, size]))
             }
-        }
+        };
         let mut positions = Vec::new();
         if let Some(table) = self.spec.query_positions {
             let (queries, centre) = (&self.part.queries, self.spec.len_max - 1);
@@ -245,5 +275,16 @@ impl Task<'_> {
             }
         }
         Head { number: head, keys, values, positions }
+    }
+    /// Columns `cols` of the sequence's values, in panels.
+    fn pack_values(&self, cols: Range<usize>) -> Lines {
+        let Span { start, len } = self.part.span;
+        let mut values = Lines::zeroed(cols.len().div_ceil(LANES) * len * LANES * 4);
+        for (j, row) in (start..start + len).enumerate() {
+            for (panel, v) in self.v.row(row)[cols.clone()].chunks(LANES).enumerate() {
+                values.of_mut::<[f32; LANES]>()[panel * len + j][..v.len()].copy_from_slice(v);
+            }
+        }
+        values
     }
 }

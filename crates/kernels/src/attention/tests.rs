@@ -16,6 +16,7 @@ struct Case {
     len_max: usize,
     mix: Option<(Vec<f32>, Vec<f32>)>,
     content: Operands,
+    values: Values,
     /// Whether the key table and the query table are.
     coded: [bool; 2],
     q: Matrix,
@@ -42,6 +43,7 @@ impl Case {
             len_max,
             mix: None,
             content: Operands::Float,
+            values: Values::Float,
             coded: [false; 2],
             q: matrix(tokens, cols, seed + 2),
             k: matrix(tokens, cols, seed + 3),
@@ -116,6 +118,13 @@ impl Case {
             }
         }
         let mut y = vec![0.0f32; self.heads * self.size];
+        if self.values == Values::Int8 {
+            for (c, y) in y.iter_mut().enumerate() {
+                let column: Vec<f32> = (0..span.len).map(|j| self.v.row(span.start + j)[c]).collect();
+                *y = coded_mean(&rows[c / self.size], &column);
+            }
+            return y;
+        }
         for (c, y) in y.iter_mut().enumerate() {
             for j in 0..span.len {
                 *y = rows[c / self.size][j].mul_add(self.v.row(span.start + j)[c], *y);
@@ -135,6 +144,7 @@ impl Case {
             head_size: self.size,
             scale: 0.25,
             content: &self.content,
+            values: self.values,
             key_positions: keys.as_ref(),
             query_positions: query_table.as_ref(),
             index: &self.index,
@@ -180,6 +190,26 @@ impl Case {
     }
 }
 
+/// The mean of `values` with weights `e`, from codes, by the definition.
+fn coded_mean(e: &[f32], values: &[f32]) -> f32 {
+    if e.iter().chain(values).any(|x| !x.is_finite()) {
+        return f32::NAN;
+    }
+    let lo = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let hi = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let middle = 0.5 * lo + 0.5 * hi;
+    let step = (hi - middle).max(middle - lo) / 127.0;
+    let step = if step < f32::MIN_POSITIVE { 1.0 } else { step };
+    let code = |v: &f32| ((v - middle) * (1.0 / step)).round_ties_even().clamp(-127.0, 127.0) as i64;
+    let weights: Vec<i64> = e.iter().map(|e| (e * 16_256.0).round_ties_even() as i64).collect();
+    let sum = |part: fn(i64) -> i64| -> f32 {
+        weights.iter().zip(values).map(|(p, v)| part(*p) * code(v)).sum::<i64>() as f32
+    };
+    let (upper, lower) = (sum(|p| p / 128), sum(|p| p % 128));
+    let rate = 1.0 / weights.iter().sum::<i64>() as f32;
+    upper.mul_add(128.0, lower).mul_add(rate * step, middle)
+}
+
 /// Codes and scale of a row by the definition.
 fn codes(row: &[f32], grid: InputGrid) -> (Vec<i8>, f32) {
     match grid {
@@ -196,8 +226,8 @@ fn codes(row: &[f32], grid: InputGrid) -> (Vec<i8>, f32) {
 }
 
 impl Case {
-    /// What is coded: bit 0 the content, bit 1 the key table, bit 2 the query table. Bit 3: queries and keys on stored
-    /// grids, which clip some of their values.
+    /// What is coded: bit 0 the content, bit 1 the key table, bit 2 the query table, bit 4 the values. Bit 3: queries and
+    /// keys on stored grids, which clip some of their values.
     fn coded(self, bits: usize) -> Case {
         let scales =
             |seed| values(self.heads, seed).iter().map(|v| 0.004 + 0.004 * v.abs()).collect::<Vec<_>>();
@@ -206,7 +236,8 @@ impl Case {
             (true, false) => Operands::Int8,
             (true, true) => Operands::Int8Static(HeadGrids::new(&scales(3), &scales(4)).unwrap()),
         };
-        Case { content, coded: [bits & 2 != 0, bits & 4 != 0], ..self }
+        let values = if bits & 16 != 0 { Values::Int8 } else { Values::Float };
+        Case { content, values, coded: [bits & 2 != 0, bits & 4 != 0], ..self }
     }
 }
 
@@ -215,13 +246,13 @@ proptest! {
     #[test]
     fn any_batch_has_the_bits_of_the_definition(
         heads in 1usize..4, size in 1usize..40, lens in proptest::collection::vec(0usize..60, 1..4),
-        terms in 0usize..4, coded in 0usize..16, mixes: bool, near in 1i64..50, seed in 1u64..1000,
+        terms in 0usize..4, coded in 0usize..32, mixes: bool, near in 1i64..50, seed in 1u64..1000,
     ) {
         let mut case = Case::new(heads, size, &lens, (near, 40), seed);
         case.keys = case.keys.filter(|_| terms & 1 != 0);
         case.queries = case.queries.filter(|_| terms & 2 != 0);
         case = case.coded(coded);
-        case.mix = mixes.then(|| (values(heads * heads, seed + 7), values(heads * heads, seed + 8)));
+        case.mix = (mixes && case.values == Values::Float).then(|| (values(heads * heads, seed + 7), values(heads * heads, seed + 8)));
         case.check(1);
     }
 }
@@ -229,7 +260,7 @@ proptest! {
 #[test]
 fn the_head_sizes_and_lengths_of_real_models_have_the_bits_of_the_definition() {
     for (size, lens) in [(12, [1, 2, 16]), (20, [17, 33, 5]), (64, [31, 32, 100]), (64, [129, 8, 47])] {
-        for coded in [0, 7, 15] {
+        for coded in [0, 7, 15, 16, 23] {
             for table in [(16, 24), (200, 256)] {
                 Case::new(2, size, &lens, table, 5).coded(coded).check(1);
             }
@@ -253,7 +284,7 @@ fn an_index_that_is_not_monotone_is_only_an_index() {
 
 #[test]
 fn neighbours_order_and_nan_of_one_sequence_do_not_reach_another() {
-    for coded in [0, 7, 15] {
+    for coded in [0, 7, 15, 16, 31] {
         neighbours_do_not_reach(coded);
     }
 }
@@ -283,6 +314,61 @@ fn neighbours_do_not_reach(coded: usize) {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn coded_values_are_near_the_float_ones_and_keep_what_cannot_be_coded_apart() {
+    let case = || Case::new(2, 20, &[1, 30, 100], (8, 20), 6);
+    let (float, coded) = (case(), case().coded(16));
+    let (mut spoilt, mut shifted) = (case().coded(16), case().coded(16));
+    let spans = coded.spans();
+    spoilt.v.row_mut(spans[1].start + 3)[5] = f32::NAN;
+    spoilt.v.row_mut(spans[2].start + 7)[21] = f32::NEG_INFINITY;
+    let far = 1000.0;
+    shifted.v.as_mut_slice().iter_mut().for_each(|v| *v += far);
+    for cx in contexts() {
+        let values = &coded.v;
+        let [float, coded, spoilt, shifted] =
+            [&float, &coded, &spoilt, &shifted].map(|case| case.run(&cx, &spans, Queries::All));
+        for (s, span) in spans.iter().enumerate() {
+            for row in span.start..span.start + span.len {
+                for c in 0..40 {
+                    let (want, y) = (float.row(row)[c], coded.row(row)[c]);
+                    // Half a step of a value, and half a step of each weight where all steps are at least 16 256.
+                    let column = || (span.start..span.start + span.len).map(|row| values.row(row)[c]);
+                    let reach = column().fold(f32::MIN, f32::max) - column().fold(f32::MAX, f32::min);
+                    let bound = reach * (0.5 / 254.0 + span.len as f32 * 0.25 / 16_256.0) + 1e-6;
+                    assert!((y - want).abs() <= bound, "{y} for {want}, +-{bound}");
+                    let moved = shifted.row(row)[c] - far;
+                    assert!((moved - want).abs() <= bound + 4e-4, "{moved} for {want}, moved");
+                    let bad = (s, c) == (1, 5) || (s, c) == (2, 21);
+                    assert_eq!(spoilt.row(row)[c].is_nan(), bad, "sequence {s}, column {c}");
+                    assert!(bad || spoilt.row(row)[c].to_bits() == y.to_bits());
+                }
+            }
+        }
+        // One value is its own middle.
+        assert_same(coded.row(spans[0].start), values.row(spans[0].start), "a token alone");
+    }
+}
+
+#[test]
+fn coded_values_at_the_ends_of_their_grids_do_not_saturate() {
+    let mut case = Case::new(1, 20, &[300], (8, 20), 6).coded(16);
+    (case.keys, case.queries) = (None, None);
+    let rows = case.q.rows();
+    // Equal weights: all upper codes are 127. Then weights of 127 / 16 256, whose lower codes are, but for the first.
+    for low in [false, true] {
+        (case.q, case.k) = (Matrix::zeros(rows, 20), Matrix::zeros(rows, 20));
+        if low {
+            (0..rows).for_each(|i| case.q.row_mut(i)[0] = 1.0);
+            case.k.row_mut(1)[0] = 4.0 * (16_256.0f32 / 127.0).ln();
+        }
+        for i in 0..rows {
+            case.v.row_mut(i).fill(if i < 150 { 1.0 } else { -1.0 });
+        }
+        case.check(1);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Products of activations with activations, both as int8 codes on symmetric grids: what attention scores are.
+//! Products of activations with activations, both as int8 codes: what attention is made of.
 //!
 //! The same sums and the same last step as [`super::gemm_i8`], without a bias.
 
@@ -11,16 +11,17 @@ use crate::matrix::Lines;
 use crate::parallel::Tile;
 use crate::rows::{InputGrid, QuantizeFixed, QuantizeRow, Shaping};
 
-/// The code that means 0 in a row.
+/// The code that means 0 in a row on a symmetric grid.
 const ZERO: i32 = 128;
 
 /// Rows at most in one product.
-pub(crate) const ROWS: usize = 32;
+pub(crate) const ROWS: usize = 64;
 
 /// Rows of `size` values as u8 codes: the first operand.
 pub(crate) struct CodedRows {
     codes: Lines, // rows padded to 64 codes
     scale: Vec<f32>,
+    zero: i32, // the code that means 0
     size: usize,
 }
 
@@ -30,11 +31,24 @@ impl CodedRows {
         let mut coded = CodedRows {
             codes: Lines::zeroed(rows * size.next_multiple_of(64)),
             scale: vec![1.0; rows],
+            zero: ZERO,
             size,
         };
         let (codes, scale) = (coded.codes.of_mut(), &mut coded.scale[..]);
         isa.run(Code { x, stride, size, grid, codes, scale });
         coded
+    }
+
+    /// Room for `rows` rows of `size` codes whose 0 is 0, with scale 1, to be filled by [`CodedRows::rows_mut`].
+    pub fn empty(rows: usize, size: usize) -> CodedRows {
+        let codes = Lines::zeroed(rows * size.next_multiple_of(64));
+        CodedRows { codes, scale: vec![1.0; rows], zero: 0, size }
+    }
+
+    /// The codes of rows `rows`, each padded to a multiple of 64 with codes that count for nothing.
+    pub fn rows_mut(&mut self, rows: Range<usize>) -> impl Iterator<Item = &mut [u8]> {
+        let stride = self.stride();
+        self.codes.of_mut()[rows.start * stride..rows.end * stride].chunks_exact_mut(stride.max(1))
     }
 
     fn stride(&self) -> usize {
@@ -112,6 +126,12 @@ impl CodedPanels {
         CodedPanels { lines, scale, sums, order, groups }
     }
 
+    /// Packed `lines [panels, groups]` for rows whose 0 is 0 and whose codes are at most 127; sums come unscaled.
+    pub fn of_lines(lines: Lines, columns: usize, groups: usize) -> CodedPanels {
+        let (scale, sums) = (vec![1.0; columns], vec![0; columns]);
+        CodedPanels { lines, scale, sums, order: Order::narrow(groups), groups }
+    }
+
     /// `out[i, j] = f32(sum of codes) * (scale of row i * scale of column j)` for rows `rows` (at most
     /// [`ROWS`]) and the columns of panels `numbers`, of which `out` has as many as it wants.
     pub fn multiply(
@@ -128,7 +148,7 @@ impl CodedPanels {
             x: &x.codes.of()[rows.start * stride..],
             stride,
             scale_x: &x.scale[rows.clone()],
-            zero: &[ZERO; ROWS][..rows.len()],
+            zero: &[x.zero; ROWS][..rows.len()],
             groups: self.groups,
             panels: &self.lines.of()[numbers.start * self.groups..numbers.end * self.groups],
             order: &self.order,

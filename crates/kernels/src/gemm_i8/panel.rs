@@ -88,12 +88,21 @@ impl Order {
         order
     }
 
-    /// Every line as if it could saturate, for panels that are not worth a look: `groups` lines, at most 65 536.
+    /// Every line as if it could saturate, for panels that are not worth a look: `groups` lines, at most 65 535.
     pub fn wide(groups: usize) -> Order {
+        Order::alike(groups, 0)
+    }
+
+    /// No line can, since every input is at most 127 (2 * 127 * 127 < 2^15).
+    pub fn narrow(groups: usize) -> Order {
+        Order::alike(groups, groups)
+    }
+
+    fn alike(groups: usize, end: usize) -> Order {
         let all = (0..=u16::MAX).take(groups);
         Order {
             groups: all.clone().chain(all).collect(),
-            ends: vec![[0; FORMS]; 2],
+            ends: vec![[end as u16; FORMS]; 2],
             start: vec![[0; HALF]; 2],
             shared: true,
         }

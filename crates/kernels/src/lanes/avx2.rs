@@ -325,6 +325,11 @@ impl Simd for Avx2 {
         op!(self, [_mm256_sll_epi32(a[0], count), _mm256_sll_epi32(a[1], count)])
     }
     #[inline(always)]
+    fn shr_i<const N: u32>(self, a: I) -> I {
+        let count = op!(self, _mm_cvtsi32_si128(N as i32));
+        op!(self, [_mm256_srl_epi32(a[0], count), _mm256_srl_epi32(a[1], count)])
+    }
+    #[inline(always)]
     fn dot4(self, acc: I, x: I, w: I) -> I {
         [dot4_half(self, acc[0], x[0], w[0]), dot4_half(self, acc[1], x[1], w[1])]
     }

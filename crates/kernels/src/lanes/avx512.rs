@@ -217,6 +217,10 @@ impl Simd for Avx512 {
         op!(self, _mm512_slli_epi32::<N>(a))
     }
     #[inline(always)]
+    fn shr_i<const N: u32>(self, a: __m512i) -> __m512i {
+        op!(self, _mm512_srli_epi32::<N>(a))
+    }
+    #[inline(always)]
     fn dot4(self, acc: __m512i, x: __m512i, w: __m512i) -> __m512i {
         op!(self, _mm512_dpbusd_epi32(acc, x, w))
     }

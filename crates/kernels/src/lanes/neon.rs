@@ -272,6 +272,10 @@ impl<const DOT: u8> Simd for Neon<DOT> {
         four!(self, Q => vshlq_s32(a[Q], vdupq_n_s32(N as i32)))
     }
     #[inline(always)]
+    fn shr_i<const N: u32>(self, a: I) -> I {
+        four!(self, Q => vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a[Q]), vdupq_n_s32(-(N as i32)))))
+    }
+    #[inline(always)]
     fn dot4(self, acc: I, x: I, w: I) -> I {
         match DOT {
             MIXED => four!(self, Q => dot!("usdot", acc[Q], x[Q], w[Q])),

@@ -153,6 +153,10 @@ impl Simd for Scalar {
         a.map(|a| a.wrapping_shl(N))
     }
     #[inline(always)]
+    fn shr_i<const N: u32>(self, a: Self::I) -> Self::I {
+        a.map(|a| (a as u32).wrapping_shr(N) as i32)
+    }
+    #[inline(always)]
     fn dot4(self, acc: Self::I, x: Self::I, w: Self::I) -> Self::I {
         let mut y = acc;
         for l in 0..LANES {

@@ -57,6 +57,7 @@ impl Kernel for Everything {
             s.and_i(i, j),
             s.or_i(i, j),
             s.shl_i::<23>(i),
+            s.shr_i::<7>(i),
             s.dot4(s.bits(c), i, j),
             s.splat_i(s.largest_i(i)),
         ];

@@ -139,6 +139,12 @@ impl Fit {
     }
 }
 
+/// The scale of a symmetric grid over values of magnitude at most `most`, as of a row of [`RowGrid::Symmetric`]: 1 where it
+/// would not be a normal number, NaN where `most` is not finite.
+pub(crate) fn symmetric_scale(most: f32) -> f32 {
+    Fit::of(RowGrid::Symmetric, most, 0.0, 0.0).scale
+}
+
 /// What happens to the channels of a row before it is coded, so that a few large ones do not set the step of the
 /// whole row: smoothing, then extra columns. Neither changes what the integer product means.
 ///

@@ -26,17 +26,22 @@ impl Kernel for SoftmaxRow<'_> {
     }
 }
 
+/// The largest value of a row without NaN.
+#[inline(always)]
+pub(crate) fn largest<S: Simd>(s: S, row: &[f32]) -> f32 {
+    let (full, rest) = row.as_chunks::<LANES>();
+    let mut max = s.splat(f32::NEG_INFINITY);
+    for x in full {
+        max = s.max(max, s.load(x));
+    }
+    s.largest(s.first(rest.len(), s.max(max, s.load_any(rest)), max))
+}
+
 /// Replaces each value by `exp(value - max)` and returns the sum of those.
 #[inline(always)]
 pub(crate) fn exp_sum<S: Simd>(s: S, row: &mut [f32]) -> f32 {
+    let max = s.splat(largest(s, row));
     let (full, rest) = row.as_chunks_mut::<LANES>();
-    let mut max = s.splat(f32::NEG_INFINITY);
-    for x in full.iter() {
-        max = s.max(max, s.load(x));
-    }
-    max = s.first(rest.len(), s.max(max, s.load_any(rest)), max);
-    let max = s.splat(s.largest(max));
-
     let mut sum = s.splat(0.0);
     for x in full {
         let e = exp(s, s.sub(s.load(x), max));
