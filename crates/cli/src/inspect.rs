@@ -7,7 +7,7 @@ use qberta_model::{Architecture, Reading, Result, Task};
 use qberta_store::assemble::{HEAD_GRIDS, INPUT_GRID};
 use qberta_store::checkpoint::Checkpoint;
 use qberta_store::int4::{PACKED, PARTS};
-use qberta_store::manifest::Weight;
+use qberta_store::manifest::{Decision, Weight};
 use qberta_store::{Source, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -91,7 +91,9 @@ pub fn run(args: &InspectArgs, world: &World) -> Result<Outcome> {
         None => "float checkpoint, nothing is quantized".to_owned(),
     };
     world.screen.line(format!("{}: {kind}", args.path.display()));
-    world.screen.line(screen::facts(facts(arch)));
+    let mut lines = facts(arch);
+    lines.extend(plan.map(|plan| ("attention", attention(plan.values(), arch.layers))));
+    world.screen.line(screen::facts(lines));
     print_entries(args, &entries, world);
     Ok(Outcome::Done)
 }
@@ -127,6 +129,21 @@ fn entry(name: &str, tensor: &Tensor, role: String) -> Entry {
         bytes: tensor.bytes().len() as u64,
         role,
     }
+}
+
+/// How the products of attention are computed, in words.
+fn attention<'a>(decisions: impl Iterator<Item = &'a Decision>, layers: usize) -> String {
+    let decided: Vec<&Decision> = decisions.filter(|d| d.of_attention()).collect();
+    let known = [
+        (Decision::INT8_SCORES, "scores int8"),
+        (Decision::STATIC_SCORES, "scores int8 on stored grids"),
+        (Decision::INT8_CONTEXT, "context int8"),
+    ];
+    let named = known.map(|(decision, name)| (decided.iter().filter(|d| ***d == decision).count(), name));
+    let named =
+        named.iter().filter(|(n, _)| *n > 0).map(|(n, name)| format!("{name} in {n} of {layers} layers"));
+    let named: Vec<String> = named.collect();
+    if named.is_empty() { "scores and context in float".to_owned() } else { named.join(", ") }
 }
 
 /// The architecture in words.

@@ -75,7 +75,7 @@ pub struct PlanArgs {
     #[command(flatten)]
     calibration: CalibrationArgs,
     /// Choices of a module: float, dynamic, static, bf16, weight-only, w4a8, weight-only-4bit; of attentions
-    /// int8-scores, static-scores
+    /// int8-scores, static-scores, int8-context, int8-attention (scores and context)
     /// [default: float, dynamic, static with --calibration]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     among: Vec<String>,

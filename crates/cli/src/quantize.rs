@@ -9,7 +9,7 @@ use qberta_model::{Error, Result, Task};
 use qberta_runtime::Session;
 use qberta_runtime::evaluate::{Exam, Gate, Trial, Verdict};
 use qberta_store::digest;
-use qberta_store::manifest::{FileRecord, GateRecord, Rounding, Weight};
+use qberta_store::manifest::{Decision, FileRecord, GateRecord, Rounding, Weight};
 use qberta_toolkit::{Calibration, CalibrationReport, Conditions, Recipe, Report, Request, quantize_under};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -198,9 +198,11 @@ impl<'a> Gated<'a> {
 fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
     let stored = |f: fn(&Weight) -> bool| report.plan.values().filter(|d| f(&d.weight)).count();
     let (int8, int4) = (stored(|w| *w == Weight::Int8Channel), stored(|w| matches!(w, Weight::Int4(_))));
-    // Attentions have no weights; the plan lists those whose scores are int8.
-    let scores = report.plan.values().filter(|d| d.of_scores()).count();
-    let modules = report.plan.len() - scores;
+    // Attentions have no weights; the plan lists those whose scores, or context, are int8.
+    let decided = |f: fn(&Decision) -> bool| report.plan.values().filter(|d| f(d)).count();
+    let scores = decided(|d| d.of_scores());
+    let context = decided(|d| *d == Decision::INT8_CONTEXT);
+    let modules = report.plan.len() - scores - context;
     let bf16 = stored(|w| *w == Weight::Bf16);
     let float = modules - int8 - int4 - bf16;
     let share = 100.0 * report.weight_bytes as f64 / report.float_bytes as f64;
@@ -232,6 +234,9 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
     }
     if int4 > 0 {
         rows.insert(0, ("4-bit modules", format!("{} of {}", count(int4), count(modules))));
+    }
+    if context > 0 {
+        rows.insert(1, ("int8 context", format!("in {} attentions", count(context))));
     }
     if scores > 0 {
         rows.insert(1, ("int8 scores", format!("in {} attentions", count(scores))));

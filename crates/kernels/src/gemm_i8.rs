@@ -15,6 +15,7 @@ pub(crate) use panel::Panel;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use panel::Runs;
 pub use strips::{NormParameters, gemm_i8_add_norm, gemm_i8_codes};
+pub use weighted::WEIGHT_STEPS;
 pub(crate) use weighted::{CodedValues, MOST as MOST_WEIGHTS, Weights};
 
 use crate::gemm_f32::chains;

@@ -39,7 +39,9 @@ pub use attention::{Attention, HeadGrids, Operands, Queries, RelativeKeys, Span,
 pub use gemm_bf16::{PackedBf16, gemm_f32_bf16};
 pub use gemm_f32::{PackedF32, gemm_f32};
 pub use gemm_i4::{GROUPS, PackedI4, gemm_f32_i4, gemm_i4};
-pub use gemm_i8::{NormParameters, PackedI8, gemm_f32_i8, gemm_i8, gemm_i8_add_norm, gemm_i8_codes};
+pub use gemm_i8::{
+    NormParameters, PackedI8, WEIGHT_STEPS, gemm_f32_i8, gemm_i8, gemm_i8_add_norm, gemm_i8_codes,
+};
 pub use isa::Isa;
 pub use matrix::Matrix;
 pub use parallel::{Context, Threads};

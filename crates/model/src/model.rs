@@ -7,7 +7,7 @@ use crate::linear::{Linear, Norm, Table};
 use crate::native::Native;
 use crate::site::{HeadSlot, Site, Slot};
 use crate::{EmbeddingProjection, Task};
-use qberta_kernels::{Context, Operands, RelativeKeys};
+use qberta_kernels::{Context, Operands, RelativeKeys, Values};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -33,12 +33,19 @@ pub struct Weights {
     pub talking: Vec<TalkingHeads>,
     /// What attention scores multiply, by layer; layers past the end multiply floats.
     pub scores: Vec<Operands>,
+    /// What attention weights multiply, by layer; layers past the end multiply floats.
+    pub context: Vec<Values>,
 }
 
 impl Weights {
     /// What the attention scores of `layer` multiply.
     pub fn scores(&self, layer: usize) -> &Operands {
         self.scores.get(layer).unwrap_or(&Operands::Float)
+    }
+
+    /// What the attention weights of `layer` multiply.
+    pub fn context(&self, layer: usize) -> Values {
+        self.context.get(layer).copied().unwrap_or_default()
     }
 }
 
@@ -187,6 +194,11 @@ fn check(arch: &Architecture, weights: &Weights) -> Result<()> {
                 .at(at(Slot::Scores))
                 .expected(format!("at most {WIDEST} columns"))
                 .found(arch.head_size));
+        }
+        if weights.context(layer) == Values::Int8 && arch.talking_heads {
+            return Err(Error::unsupported("talking heads mix attention weights in float")
+                .at(at(Slot::Context))
+                .expected("a context in float"));
         }
         for slot in [Slot::Query, Slot::Key, Slot::Value] {
             linear(at(slot), width, arch.hidden)?;

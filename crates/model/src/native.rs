@@ -24,8 +24,9 @@ impl<'m> Native<'m> {
         Native { model, cx, index: BTreeMap::new() }
     }
 
-    /// Attention of layer `layer` with the projected position keys of model `keys` and the position queries of
-    /// model `queries`, both of this architecture: what a comparison of models mixes.
+    /// Attention of layer `layer` with the projected position keys of model `keys`, the position queries of model
+    /// `queries` and the weighted sum as model `context` computes it, all of this architecture: what a comparison of
+    /// models mixes.
     pub fn attend_with(
         &mut self,
         layer: usize,
@@ -33,7 +34,7 @@ impl<'m> Native<'m> {
         k: &Matrix,
         v: &Matrix,
         batch: &Batch,
-        [keys, queries]: [&Model; 2],
+        [keys, queries, context]: [&Model; 3],
     ) -> Matrix {
         let arch = &self.model.arch;
         let longest = batch.longest();
@@ -48,7 +49,7 @@ impl<'m> Native<'m> {
             head_size: arch.head_size,
             scale: ((arch.head_size * arch.score_terms) as f32).sqrt().recip(),
             content,
-            values: kernels::Values::Float,
+            values: context.weights.context(layer),
             key_positions: keys.and_then(|p| p.key.as_ref()),
             query_positions: queries.and_then(|p| p.query.as_ref()),
             index,
@@ -125,7 +126,7 @@ impl Engine for Native<'_> {
         rows: Rows,
     ) -> Matrix {
         let model = self.model;
-        self.attend_with(layer, (q, rows), k, v, batch, [model, model])
+        self.attend_with(layer, (q, rows), k, v, batch, [model; 3])
     }
 
     fn windows(&mut self, x: &Matrix, taps: usize, batch: &Batch) -> Matrix {

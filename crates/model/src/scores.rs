@@ -9,7 +9,9 @@ use crate::engine::Rows;
 use crate::forward::Positions;
 use crate::model::TalkingHeads;
 use crate::relative;
-use qberta_kernels::{FixedGrid, Matrix, Operands, Span, quantize_weight_rows, softmax_row};
+use qberta_kernels::{
+    FixedGrid, Matrix, Operands, Span, Values, WEIGHT_STEPS, quantize_weight_rows, softmax_row,
+};
 use std::ops::Range;
 
 /// The scores of one head in one sequence, each `[queries, keys]` and scaled as they are summed.
@@ -136,8 +138,8 @@ impl Multiplied {
 }
 
 /// The attention weights of every head, `[queries, keys]`: softmax of the summed scores, mixed across
-/// heads before and after where the layer has talking heads.
-pub fn probabilities(scores: &[Scores], talking: Option<&TalkingHeads>) -> Vec<Matrix> {
+/// heads before and after where the layer has talking heads. With coded `values`, what their codes stand for.
+pub fn probabilities(scores: &[Scores], talking: Option<&TalkingHeads>, values: Values) -> Vec<Matrix> {
     let mut heads: Vec<Matrix> = scores.iter().map(Scores::sum).collect();
     if let Some(talking) = talking {
         heads = mix(&heads, &talking.logits);
@@ -145,12 +147,23 @@ pub fn probabilities(scores: &[Scores], talking: Option<&TalkingHeads>) -> Vec<M
     for head in &mut heads {
         for i in 0..head.rows() {
             softmax_row(head.row_mut(i));
+            if values == Values::Int8 {
+                code_weights(head.row_mut(i));
+            }
         }
     }
     match talking {
         Some(talking) => mix(&heads, &talking.weights),
         None => heads,
     }
+}
+
+/// Weights in steps of the largest, again with a sum of 1.
+fn code_weights(row: &mut [f32]) {
+    let most = row.iter().copied().fold(0.0, f32::max);
+    row.iter_mut().for_each(|p| *p = (*p / most * WEIGHT_STEPS).round_ties_even());
+    let sum: f32 = row.iter().sum();
+    row.iter_mut().for_each(|p| *p /= sum);
 }
 
 /// `out[g] = sum_h m[g, h] in[h]`.

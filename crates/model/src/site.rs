@@ -48,6 +48,8 @@ pub enum Slot {
     PositionQuery,
     /// Products of queries with keys and with projected positions.
     Scores,
+    /// Products of attention weights with values.
+    Context,
     /// Projection of the attention context.
     AttentionOutput,
     /// LayerNorm after attention.
@@ -87,6 +89,7 @@ impl Slot {
             Slot::PositionKey => "position_key",
             Slot::PositionQuery => "position_query",
             Slot::Scores => "attention_scores",
+            Slot::Context => "attention_context",
             Slot::AttentionOutput => "attention_output",
             Slot::AttentionNorm => "attention_norm",
             Slot::FfnUp => "ffn_up",

@@ -65,7 +65,7 @@ impl Stage {
             Site::RelativeTable | Site::RelativeNorm => Stage::Qkv,
             Site::Layer(_, slot) => match slot {
                 Slot::Query | Slot::Key | Slot::Value | Slot::PositionKey | Slot::PositionQuery => Stage::Qkv,
-                Slot::Scores => Stage::Attention,
+                Slot::Scores | Slot::Context => Stage::Attention,
                 Slot::AttentionOutput | Slot::AttentionNorm => Stage::AttentionOutput,
                 Slot::FfnUp | Slot::FfnDown | Slot::FfnNorm => Stage::FeedForward,
             },

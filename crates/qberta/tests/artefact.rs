@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use qberta::kernels::Operands;
+use qberta::kernels::{Operands, Values};
 use qberta::model::Task;
 use qberta::runtime::Options;
 use qberta::store::manifest::Decision;
@@ -263,6 +263,73 @@ fn int8_scores_are_a_decision_about_each_attention() {
     let but_first = format!("{base}[attention]\nscores = \"int8\"\n{}", rule(&name(0), "float"));
     let (rest, _) = made(&but_first);
     assert!(!rest[0] && !rest[1..].contains(&false));
+}
+
+#[test]
+fn int8_context_is_a_decision_about_each_attention() {
+    let name = |layer| format!("deberta.encoder.layer.{layer}.attention.self.context");
+    let dir = tempfile::tempdir().unwrap();
+    let made = |text: &str, to: &str| {
+        let out = dir.path().join(to);
+        let recipe = Recipe::parse(text, "my.toml").unwrap();
+        let request = Request { model: &golden("v3-sequence"), out: &out, recipe: &recipe, task: None };
+        quantize(&request, &context(), &()).unwrap();
+        verify(&out, &context()).unwrap();
+        let source = Source::open(&out, None).unwrap();
+        let model = source.load(&context()).unwrap().model;
+        let layers = model.architecture().layers;
+        let manifest = source.manifest.unwrap();
+        let coded: Vec<bool> = (0..layers).map(|l| model.weights().context(l) == Values::Int8).collect();
+        let planned = |l| manifest.plan.get(&name(l)) == Some(&Decision::INT8_CONTEXT);
+        assert_eq!(coded, (0..layers).map(planned).collect::<Vec<_>>(), "{text}");
+        assert_eq!(manifest.format_version == 6, coded.contains(&true), "{text}");
+        assert!((0..layers).all(|l| *model.weights().scores(l) == Operands::Float), "{text}");
+        let session = Session::open(&out, None, context()).unwrap();
+        let rows: Vec<Row> = expected(&golden("v3-sequence")).into_iter().map(|(row, _)| row).collect();
+        let answers = session.raw(&rows, &Options::standard()).unwrap();
+        (coded, answers.iter().flat_map(qberta::RawAnswer::values).collect::<Vec<f32>>())
+    };
+    let base = "name = \"mine\"\nbase = \"dynamic\"\n";
+    let (float, plain) = made(base, "plain");
+    assert!(!float.contains(&true) && float.len() > 1);
+    let (all, coded) = made(&format!("{base}[attention]\ncontext = \"int8\"\n"), "all");
+    assert!(!all.contains(&false));
+    let difference = largest_difference(&plain, &coded);
+    assert!(difference > 0.0 && difference < 0.05, "{difference}");
+    // It alone is enough to decide about, and one attention can be told from the others by either of its names.
+    let (only, _) = made("name = \"mine\"\n[attention]\ncontext = \"int8\"\n", "only");
+    assert!(!only.contains(&false));
+    let rule = |modules: &str| format!("{base}[[rules]]\nmodules = \"{modules}\"\ncontext = \"int8\"\n");
+    for (number, modules) in ["layer.0", "layer.0.attention.self", &name(0)].into_iter().enumerate() {
+        let (first, _) = made(&rule(modules), &format!("first {number}"));
+        assert!(first[0] && !first[1..].contains(&true), "{modules}");
+    }
+
+    // What names no attention, or asks what one cannot do, is refused by name.
+    let planned = |module: &str, decision: Decision| {
+        let mut source = Source::open(&dir.path().join("all"), None).unwrap();
+        source.manifest.as_mut().unwrap().plan.insert(module.to_owned(), decision);
+        source.load(&context()).expect_err(module).to_string()
+    };
+    for module in
+        ["deberta.encoder.layer.99.attention.self", "deberta.encoder.layer.0.attention.self.contexts"]
+    {
+        for decision in [Decision::INT8_CONTEXT, Decision::INT8_SCORES] {
+            assert!(planned(module, decision).contains(module));
+        }
+    }
+    let scores = planned(&name(0), Decision::INT8_SCORES);
+    assert!(scores.contains("cannot be computed like this"), "{scores}");
+    let linear = "deberta.encoder.layer.0.intermediate.dense";
+    assert!(planned(linear, Decision::INT8_CONTEXT).contains(linear));
+    assert!(planned("deberta.encoder.layer.0.attention.self", Decision::INT8_CONTEXT).contains("self"));
+
+    // Talking heads mix weights in float.
+    let recipe = Recipe::parse(&format!("{base}[attention]\ncontext = \"int8\"\n"), "my.toml").unwrap();
+    let (model, out) = (golden("v1-talking-head"), dir.path().join("talking"));
+    let error = quantize(&Request { model: &model, out: &out, recipe: &recipe, task: None }, &context(), &());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("talking heads") && !out.exists(), "{error}");
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn raw_bits(session: &Session, rows: &[Row]) -> Vec<Vec<u32>> {
     session.raw(rows, &Options::standard()).unwrap().iter().map(|a| bits(&a.values())).collect()
 }
 
-/// The float checkpoint of a case, its artefact, one whose attention scores are int8 too, and one where everything is
+/// The float checkpoint of a case, its artefact, one whose attention is int8 too, and one where everything is
 /// static.
 fn forms(case: &str, dir: &Path) -> [PathBuf; 4] {
     let model = golden(case);
@@ -38,10 +38,10 @@ fn forms(case: &str, dir: &Path) -> [PathBuf; 4] {
         out
     };
     let int8 = artefact("int8", &Recipe::new("dynamic", &[]).unwrap());
-    let scores = artefact("scores", &int8_scores());
+    let attention = artefact("attention", &int8_attention(case));
     let all_static = dir.join("static");
     calibrated_by("static-attention", case, &all_static, Method::MinMax, &sequences(case)).unwrap();
-    [model, int8, scores, all_static]
+    [model, int8, attention, all_static]
 }
 
 #[test]

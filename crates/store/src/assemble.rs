@@ -9,7 +9,7 @@ use crate::int4::{self, PARTS};
 use crate::layout::{self, LinearRole, Module, Role};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
-use qberta_kernels::{Context, FixedGrid, HeadGrids, Operands, PackedF32, RowGrid, Shaping};
+use qberta_kernels::{Context, FixedGrid, HeadGrids, Operands, PackedF32, RowGrid, Shaping, Values};
 use qberta_model::{
     Architecture, Error, FloatFormat, HeadSlot, InputGrid, Linear, Model, Norm, Result, Site, Table,
     TalkingHeads, Weights,
@@ -36,6 +36,8 @@ pub enum Int8Input {
     Static(Channels),
     /// Queries and keys quantized with the grids stored for each head.
     StaticHeads(Channels),
+    /// Values of an attention quantized per channel while running.
+    DynamicChannels(Channels),
     /// Left in float.
     Float,
 }
@@ -217,6 +219,11 @@ impl<'t> Builder<'t> {
             (Int8Input::Static(_) | Int8Input::StaticHeads(_), _) => {
                 return Err(Error::corrupt("static input is recorded for a module that has none").at(name));
             }
+            (Int8Input::DynamicChannels(_), role) if !matches!(role, Role::Context { .. }) => {
+                return Err(
+                    Error::corrupt("values are recorded as codes for a module that sums none").at(name)
+                );
+            }
             _ => {}
         }
         match &module.role {
@@ -254,6 +261,19 @@ impl<'t> Builder<'t> {
                 };
                 self.weights.scores.resize(*layer, Operands::Float);
                 self.weights.scores.push(operands);
+            }
+            Role::Context { layer } => {
+                let values = match input {
+                    Int8Input::Float => Values::Float,
+                    Int8Input::DynamicChannels(channels) if channels.is_empty() => Values::Int8,
+                    _ => {
+                        return Err(Error::corrupt("attention context cannot be computed like this")
+                            .at(name)
+                            .expected("float input or int8 per-channel asymmetric dynamic"));
+                    }
+                };
+                self.weights.context.resize(*layer, Values::Float);
+                self.weights.context.push(values);
             }
             Role::Mix { layer, after_softmax, heads } => {
                 let values = self.floats(&weight, &[*heads, *heads])?;
@@ -322,8 +342,8 @@ impl<'t> Builder<'t> {
             Int8Input::Float => None,
             _ if float => None,
             Int8Input::Dynamic(grid, channels) => Some((InputGrid::Row(grid), channels)),
-            Int8Input::StaticHeads(_) => {
-                return Err(Error::corrupt("grids of heads are recorded for a linear").at(weight));
+            Int8Input::StaticHeads(_) | Int8Input::DynamicChannels(_) => {
+                return Err(Error::corrupt("grids of attention are recorded for a linear").at(weight));
             }
             Int8Input::Static(channels) => Some((InputGrid::Fixed(self.input_grid(module)?), channels)),
         };

@@ -52,6 +52,12 @@ pub enum Role {
         /// Number of heads.
         heads: usize,
     },
+    /// The other product of that attention, its weights with the values: how the context is computed. It has no tensors,
+    /// and with talking heads, which mix the weights in float, no choice.
+    Context {
+        /// Layer.
+        layer: usize,
+    },
     /// A DeBERTa v1 talking-heads matrix, `NAME.weight [heads, heads]`.
     Mix {
         /// Layer.
@@ -254,6 +260,9 @@ impl Lister {
             }
         }
         self.push(name(names.attention), Role::Scores { layer, heads: arch.heads });
+        if !arch.talking_heads {
+            self.push(name(&format!("{}.context", names.attention)), Role::Context { layer });
+        }
         self.linear(name(names.attention_output), at(Slot::AttentionOutput), hidden, width, true, true);
         self.norm(name(names.attention_norm), at(Slot::AttentionNorm), hidden);
         self.linear(name(names.up), at(Slot::FfnUp), arch.intermediate, hidden, true, true);

@@ -4,6 +4,7 @@ use crate::assemble::{Account, HEAD_GRIDS, Int8Input, assemble};
 use crate::checkpoint::Checkpoint;
 use crate::digest;
 use crate::int4;
+use crate::layout::{self, Role};
 use crate::manifest::{self, Manifest, Weight};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
@@ -133,11 +134,30 @@ impl Source {
         };
         if let Some(manifest) = &self.manifest {
             check_storage(manifest, &self.tensors).map_err(|e| e.at(self.dir.display()))?;
+            check_attentions(manifest, &self.arch).map_err(|e| e.at(self.dir.display()))?;
         }
         let (model, account) =
             assemble(&self.arch, &self.tensors, input, cx).map_err(|e| e.at(self.dir.display()))?;
         qberta_kernels::mapped::give_back_freed();
         Ok(Loaded { model, account })
+    }
+}
+
+/// Checks that what the plan decides about attentions is about attentions that there are: they have no tensors that
+/// would be missed.
+fn check_attentions(manifest: &Manifest, arch: &Architecture) -> Result<()> {
+    let modules = layout::modules(arch);
+    let known = |name: &String| modules.iter().any(|m| m.name == *name);
+    match manifest.plan.iter().find(|(name, d)| d.of_attention() && !known(name)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let all = modules.iter().filter(|m| matches!(m.role, Role::Scores { .. } | Role::Context { .. }));
+            let named: Vec<&str> = all.take(2).map(|m| m.name.as_str()).collect();
+            Err(Error::corrupt("plan decides about an attention that the model does not have")
+                .at(manifest::NAME)
+                .expected(format!("names like {}", named.join(" and ")))
+                .found(name))
+        }
     }
 }
 

@@ -17,10 +17,10 @@ pub const NAME: &str = "qberta.json";
 ///
 /// 1: dynamic and weight-only modules. 2: static inputs and the record of their calibration, gates, recipe files.
 /// 3: 4-bit group weights, weights fitted to data. 4: attention scores from int8 codes, smoothing, QuantEase.
-/// 5: attention scores from int8 codes on stored grids, bfloat16 weights.
+/// 5: attention scores from int8 codes on stored grids, bfloat16 weights. 6: attention context from codes.
 /// A manifest carries the lowest version that can say what it says ([`Manifest::seal`]), so what version 1 could
 /// say is written as version 1, byte for byte.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 
 // Fields are declared in alphabetical order: serde writes them in this order, and the file has sorted keys.
 
@@ -176,6 +176,10 @@ pub enum Input {
     /// Of an attention: queries and keys quantized with one stored grid for each head, `code * scale` (version 5).
     #[serde(rename = "int8 per-head symmetric static")]
     HeadStatic,
+    /// Of an attention's context: values quantized per sequence and channel while running, `centre + code * scale`,
+    /// weights in 14 bits (version 6).
+    #[serde(rename = "int8 per-channel asymmetric dynamic")]
+    ChannelAsymmetric,
 }
 
 impl Input {
@@ -271,9 +275,17 @@ impl Decision {
     /// The same with one stored grid for the queries of each head, and one for its keys; positions as above.
     pub const STATIC_SCORES: Decision = Decision { input: Input::HeadStatic, weight: Weight::Float };
 
-    /// Whether it is about the scores of an attention: only those have codes without a weight.
+    /// Of an attention's context, which has no weight either: attention weights and values are codes.
+    pub const INT8_CONTEXT: Decision = Decision { input: Input::ChannelAsymmetric, weight: Weight::Float };
+
+    /// Whether it is about the scores of an attention.
     pub fn of_scores(self) -> bool {
         self == Decision::INT8_SCORES || self == Decision::STATIC_SCORES
+    }
+
+    /// Whether it is about products of activations with each other: only those have codes without a weight.
+    pub fn of_attention(self) -> bool {
+        self.of_scores() || self == Decision::INT8_CONTEXT
     }
 }
 
@@ -304,6 +316,7 @@ impl Manifest {
             None | Some(Input::Float) => return Int8Input::Float,
             Some(Input::TensorStatic) => return Int8Input::Static(channels()),
             Some(Input::HeadStatic) => return Int8Input::StaticHeads(channels()),
+            Some(Input::ChannelAsymmetric) => return Int8Input::DynamicChannels(channels()),
             Some(Input::TokenSymmetric) => RowGrid::Symmetric,
             Some(Input::TokenAsymmetric) => RowGrid::Asymmetric,
         };
@@ -318,9 +331,11 @@ impl Manifest {
     /// Whether inputs belong to their weights, and plan and calibration together.
     fn consistent(&self) -> Result<()> {
         let possible = |d: &Decision| match d.weight {
-            Weight::Float => d.input == Input::Float || d.of_scores(),
+            Weight::Float => d.input == Input::Float || d.of_attention(),
             Weight::Bf16 => d.input == Input::Float,
-            Weight::Int8Channel | Weight::Int4(_) => d.input != Input::HeadStatic,
+            Weight::Int8Channel | Weight::Int4(_) => {
+                !matches!(d.input, Input::HeadStatic | Input::ChannelAsymmetric)
+            }
         };
         if let Some((module, _)) = self.plan.iter().find(|(_, d)| !possible(d)) {
             return Err(Error::corrupt("plan quantizes an input whose weight cannot take it")
@@ -363,6 +378,9 @@ impl Manifest {
 
     /// The lowest format version that can say what this manifest says.
     fn version(&self) -> u32 {
+        if self.plan.values().any(|d| *d == Decision::INT8_CONTEXT) {
+            return 6;
+        }
         if self.plan.values().any(|d| d.input == Input::HeadStatic || d.weight == Weight::Bf16) {
             return 5;
         }

@@ -121,7 +121,11 @@ fn alone(
     progress: &dyn Progress,
 ) -> Result<BTreeMap<Place, Damage>> {
     let shared = float.architecture().relative.as_ref().is_some_and(|r| r.shared_projections);
-    let faulty = |p: &&Place| p.runs_alone(shared) && ledger.entries[p].made.noise() > 0.0;
+    let coded = |layer: usize| {
+        let products = |m: &Model| (m.weights().scores(layer).clone(), m.weights().context(layer));
+        products(float) != products(other)
+    };
+    let faulty = |p: &&Place| p.runs_alone(shared, coded) && ledger.entries[p].made.noise() > 0.0;
     let places: Vec<Place> = ledger.order.iter().filter(faulty).copied().collect();
     progress.stage("quantizing one site at a time", places.len() as u64);
     let arch = float.architecture();

@@ -84,7 +84,9 @@ fn quantization_config(arch: &Architecture, plan: &Plan, (splits, smooth): &Chan
                     _ if table => "embeddings",
                     Input::TokenAsymmetric => "linears",
                     Input::TensorStatic => "linears_static",
-                    Input::TokenSymmetric | Input::HeadStatic => "linears_symmetric",
+                    Input::TokenSymmetric | Input::HeadStatic | Input::ChannelAsymmetric => {
+                        "linears_symmetric"
+                    }
                     Input::Float => "linears_weight_only",
                 };
                 let key = match weight {

@@ -17,7 +17,7 @@ pub(crate) struct Mixed<'m, F> {
 
 impl<'m, F: Fn(Site) -> usize> Mixed<'m, F> {
     /// `from` says which model runs a site. Attention takes its projected tables from the models that run
-    /// the position sites.
+    /// the position sites, and the way it sums values from the one that runs [`Slot::Context`].
     pub fn new(models: impl IntoIterator<Item = &'m Model>, cx: &'m Context, from: F) -> Mixed<'m, F> {
         let models: Vec<&Model> = models.into_iter().collect();
         let natives = models.iter().map(|m| Native::new(m, cx)).collect();
@@ -62,9 +62,9 @@ impl<F: Fn(Site) -> usize> Engine for Mixed<'_, F> {
         batch: &Batch,
         rows: Rows,
     ) -> Matrix {
-        let tables = [Slot::PositionKey, Slot::PositionQuery]
+        let parts = [Slot::PositionKey, Slot::PositionQuery, Slot::Context]
             .map(|slot| self.models[(self.from)(Site::layer(layer, slot))]);
-        self.who(Site::layer(layer, Slot::Scores)).attend_with(layer, (q, rows), k, v, batch, tables)
+        self.who(Site::layer(layer, Slot::Scores)).attend_with(layer, (q, rows), k, v, batch, parts)
     }
 
     fn windows(&mut self, x: &Matrix, taps: usize, batch: &Batch) -> Matrix {

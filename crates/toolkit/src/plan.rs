@@ -1,6 +1,6 @@
 //! Recipe and model to plan: one decision for every module that could be quantized, nothing left open.
 
-use crate::recipe::{Pattern, Recipe, Scores, impossible};
+use crate::recipe::{Pattern, Recipe, Rule, Scores, Values, impossible};
 use qberta_model::{Architecture, Error, Result, Site, Slot};
 use qberta_store::layout::{self, Module, Role};
 use qberta_store::manifest::{Decision, Group, Input, Weight};
@@ -18,10 +18,12 @@ enum Kind {
     Words,
     /// An attention: what its scores multiply.
     Scores,
+    /// An attention's context: what its weights multiply.
+    Context,
 }
 
 /// Decides every quantizable module of `arch`: the encoder's linears, the word table, the vocabulary
-/// projection, and the attentions whose scores are to be int8. Rules count in order, the last to set a key decides
+/// projection, and the attentions whose scores or context are to be int8. Rules count in order, the last to set a key decides
 /// it; skipped modules are float.
 ///
 /// Errors: a pattern that matches none of them, a rule that cannot be carried out, or a recipe that leaves
@@ -53,6 +55,9 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
                 .at(&rule.place)
                 .hint(format!("attentions are called like {}", attention.unwrap_or_default())));
         }
+        if rule.context.is_some() && !of(Kind::Context) {
+            return Err(no_context(arch, &rule.place, &attention.unwrap_or_default()));
+        }
         if rule.input.is_some() && !of(Kind::Linear) {
             return Err(Error::input("rule sets the input of modules that have none: a table is looked up")
                 .at(&rule.place)
@@ -60,17 +65,20 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
         }
     }
     recipe.skip.iter().try_for_each(|p| somewhere(p, "--skip"))?;
+    if recipe.context != Values::Float && arch.talking_heads {
+        return Err(no_context(arch, &recipe.name, ""));
+    }
     let mut plan = Plan::new();
     for (module, kind) in candidates {
-        if kind == Kind::Scores {
-            if let Some(decision) = scores(module, recipe).decision() {
-                plan.insert(module.name.clone(), decision);
-            }
-            continue;
+        let decision = match kind {
+            Kind::Scores => said(module, recipe, |r| r.scores, recipe.scores).and_then(Scores::decision),
+            Kind::Context => said(module, recipe, |r| r.context, recipe.context).and_then(Values::decision),
+            Kind::Linear | Kind::Words => Some(decide(module, kind, recipe)?),
+        };
+        if let Some(decision) = decision {
+            divides(module, decision)?;
+            plan.insert(module.name.clone(), decision);
         }
-        let decision = decide(module, kind, recipe)?;
-        divides(module, decision)?;
-        plan.insert(module.name.clone(), decision);
     }
     if plan.values().all(|d| *d == Decision::FLOAT) {
         return Err(Error::input("every module stays in float: there is nothing left to quantize")
@@ -79,13 +87,25 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
     Ok(plan)
 }
 
-/// What the scores of an attention multiply.
-fn scores(module: &Module, recipe: &Recipe) -> Scores {
+/// What the last rule for `module` says, or the section; `None` if the module is skipped.
+fn said<T>(module: &Module, recipe: &Recipe, of: impl Fn(&Rule) -> Option<T>, section: T) -> Option<T> {
     if recipe.skip.iter().any(|p| p.matches(&module.name)) {
-        return Scores::Float;
+        return None;
     }
     let rules = recipe.rules.iter().rev().filter(|r| r.matches(&module.name));
-    rules.filter_map(|r| r.scores).next().unwrap_or(recipe.scores)
+    Some(rules.filter_map(of).next().unwrap_or(section))
+}
+
+fn no_context(arch: &Architecture, place: &str, attention: &str) -> Error {
+    if arch.talking_heads {
+        return Error::input("talking heads mix attention weights in float")
+            .at(place)
+            .expected("context = \"float\"")
+            .hint("leave context out for this model");
+    }
+    Error::input("rule sets the context of modules that compute none")
+        .at(place)
+        .hint(format!("attentions are called like {attention}"))
 }
 
 fn decide(module: &Module, kind: Kind, recipe: &Recipe) -> Result<Decision> {
@@ -166,6 +186,7 @@ fn kind(module: &Module) -> Option<Kind> {
         Role::Linear(role) if role.encoder => Some(Kind::Linear),
         Role::Table { site: Site::WordTable, .. } | Role::Vocabulary { .. } => Some(Kind::Words),
         Role::Scores { .. } => Some(Kind::Scores),
+        Role::Context { .. } => Some(Kind::Context),
         _ => None,
     }
 }

@@ -18,6 +18,7 @@
 //!
 //! [attention]
 //! scores = "int8"             # or "static", "float": products of queries with keys and projected positions
+//! context = "int8"            # or "float": products of attention weights with values
 //!
 //! [[rules]]                   # in order; of the rules that match a module, the last to set a key decides it
 //! modules = ["layer.11", "re:attention\\.output"]
@@ -66,6 +67,8 @@ pub struct Recipe {
     pub word_weight: Weight,
     /// What attention scores multiply.
     pub scores: Scores,
+    /// What attention weights multiply.
+    pub context: Values,
     /// How weights become codes.
     pub rounding: Rounding,
     /// How far outlier channels of inputs move into the weights (the alpha of SmoothQuant); `None`: not at all.
@@ -104,6 +107,24 @@ impl Scores {
     }
 }
 
+/// What the products of attention weights with values multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Values {
+    /// f32 values.
+    #[default]
+    Float,
+    /// Codes: values in 8 bits, each channel of a sequence on its own grid, attention weights in 14.
+    Int8,
+}
+
+impl Values {
+    /// The decision for an attention's context; `None` where it stays in float.
+    pub(crate) fn decision(self) -> Option<Decision> {
+        (self == Values::Int8).then_some(Decision::INT8_CONTEXT)
+    }
+}
+
 /// What a recipe file says about some modules.
 #[derive(Clone, Debug)]
 pub struct Rule {
@@ -115,6 +136,8 @@ pub struct Rule {
     pub input: Option<Input>,
     /// What the scores of attentions multiply.
     pub scores: Option<Scores>,
+    /// What the attention weights of attentions multiply.
+    pub context: Option<Values>,
     /// Where the rule stands, for messages: a file and a line.
     pub place: String,
 }

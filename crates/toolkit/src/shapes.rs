@@ -186,7 +186,7 @@ fn tensors(arch: &Architecture, seed: u64, progress: &dyn Progress) -> Result<BT
                     draw(bias.clone(), vec![*out], 0.0, TABLE)?;
                 }
             }
-            Role::Kept | Role::Scores { .. } => {}
+            Role::Kept | Role::Scores { .. } | Role::Context { .. } => {}
         }
         progress.step();
     }

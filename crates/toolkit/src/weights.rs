@@ -51,7 +51,7 @@ pub(crate) fn all(
     used: &BTreeSet<String>,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let modules = plan.values().filter(|d| !d.of_scores()).count();
+    let modules = plan.values().filter(|d| !d.of_attention()).count();
     progress.stage("quantizing", modules as u64);
     let mut tensors = BTreeMap::new();
     for (name, tensor) in source.tensors.iter().filter(|(n, _)| used.contains(*n)) {

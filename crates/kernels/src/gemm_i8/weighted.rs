@@ -11,8 +11,8 @@ use crate::matrix::Lines;
 use crate::parallel::Tile;
 use crate::rows::{largest, math, symmetric_scale};
 
-/// Steps from 0 to the largest weight of a row: 127 codes of 128 steps.
-pub(crate) const STEPS: f32 = 16_256.0;
+/// Steps from 0 to the largest weight of a row where values are codes: 127 codes of 128 steps.
+pub const WEIGHT_STEPS: f32 = 16_256.0;
 
 /// Most rows of values: the sum of so many weights stays inside 32 bits (16 256 * 132 000 < 2^31), and so do sums of
 /// products of codes.
@@ -70,7 +70,7 @@ impl Kernel for Weigh<'_> {
             };
             sum = s.add(sum, e);
             // No e is above 1 by more than rounding.
-            let p = s.round(s.mul(e, s.splat(STEPS)));
+            let p = s.round(s.mul(e, s.splat(WEIGHT_STEPS)));
             weights = s.add_i(weights, p);
             s.store_bytes(s.shr_i::<7>(p), upper);
             s.store_bytes(s.and_i(p, s.splat_i(127)), lower);

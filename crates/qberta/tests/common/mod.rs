@@ -76,10 +76,13 @@ pub fn context() -> Context {
     Context::new(Isa::from_env().unwrap(), 1).unwrap()
 }
 
-/// The dynamic recipe with int8 attention scores.
-pub fn int8_scores() -> Recipe {
-    let text = "name = \"scores\"\nbase = \"dynamic\"\n[attention]\nscores = \"int8\"\n";
-    Recipe::parse(text, "scores.toml").unwrap()
+/// The dynamic recipe with attention from codes: scores and context, or scores alone with talking heads.
+pub fn int8_attention(case: &str) -> Recipe {
+    let context = if case.contains("talking") { "float" } else { "int8" };
+    let text = format!(
+        "name = \"attention\"\nbase = \"dynamic\"\n[attention]\nscores = \"int8\"\ncontext = \"{context}\"\n"
+    );
+    Recipe::parse(&text, "attention.toml").unwrap()
 }
 
 /// The token rows of a golden case, and others of the same kind.

@@ -87,9 +87,11 @@ impl<'m> Compare<'m> {
                 }
             }
         }
-        let talking = |model: &'m Model| model.weights().talking.get(layer);
+        let weights = |of: &[Scores], model: &'m Model| {
+            probabilities(of, model.weights().talking.get(layer), model.weights().context(layer))
+        };
         let entry = self.ledger.at(Place::Term(layer as u16, Term::Softmax));
-        let weights = [probabilities(&a, talking(float)), probabilities(&b, talking(other))];
+        let weights = [weights(&a, float), weights(&b, other)];
         for (a, b) in weights[0].iter().zip(&weights[1]) {
             entry.output.see(a.as_slice(), b.as_slice());
         }

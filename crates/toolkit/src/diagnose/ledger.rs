@@ -44,13 +44,14 @@ impl Place {
         }
     }
 
-    /// Whether running `place` alone in quantized form means that `site` is. Attention stands for the projected
-    /// tables in it; weights that project both content and the relative table (`shared`) are wrong for both.
+    /// Whether running `place` alone in quantized form means that `site` is. Attention stands for its products and the
+    /// projected tables in it; weights that project both content and the relative table (`shared`) are wrong for both.
     pub fn includes(self, site: Site, shared: bool) -> bool {
         let (Place::Site(Site::Layer(n, own)), Site::Layer(m, slot)) = (self, site) else {
             return match (self, site) {
                 (Place::Term(n, Term::Context), Site::Layer(m, slot)) => {
-                    n == m && matches!(slot, Slot::PositionKey | Slot::PositionQuery)
+                    let tables = matches!(slot, Slot::PositionKey | Slot::PositionQuery);
+                    n == m && (matches!(slot, Slot::Scores | Slot::Context) || !shared && tables)
                 }
                 (own, site) => own == Place::Site(site),
             };
@@ -63,10 +64,14 @@ impl Place {
         n == m && (slot == own || shared && slot == projects)
     }
 
-    /// Whether the place can be quantized on its own. Projected tables can if they have weights of their own,
-    /// else they belong to the query and key projections.
-    pub fn runs_alone(self, shared: bool) -> bool {
-        matches!(self, Place::Site(_)) || !shared && matches!(self, Place::Term(_, Term::Context))
+    /// Whether the place can be quantized on its own. Attention can if its products are of codes (`coded`, by layer), and
+    /// projected tables if they have weights of their own, else they belong to the query and key projections.
+    pub fn runs_alone(self, shared: bool, coded: impl Fn(usize) -> bool) -> bool {
+        match self {
+            Place::Site(_) => true,
+            Place::Term(layer, Term::Context) => !shared || coded(usize::from(layer)),
+            Place::Term(..) => false,
+        }
     }
 }
 

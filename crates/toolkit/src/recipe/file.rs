@@ -1,6 +1,6 @@
 //! The TOML form of recipes.
 
-use super::{PRESETS, Pattern, Recipe, Rule, Scores};
+use super::{PRESETS, Pattern, Recipe, Rule, Scores, Values};
 use qberta_model::{Error, Result};
 use qberta_store::manifest::{Group, Input, Rounding, Weight};
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,10 @@ struct Words {
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Attention {
-    scores: Scores,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scores: Option<Scores>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<Values>,
 }
 
 #[derive(Deserialize)]
@@ -52,6 +55,7 @@ struct RuleText {
     group: Option<u32>,
     input: Option<InputName>,
     scores: Option<Scores>,
+    context: Option<Values>,
 }
 
 #[derive(Deserialize)]
@@ -181,6 +185,8 @@ struct CanonicalRule<'a> {
     input: Option<InputName>,
     #[serde(skip_serializing_if = "Option::is_none")]
     scores: Option<Scores>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<Values>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -222,6 +228,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
             linear_input: Input::Float,
             word_weight: Weight::Float,
             scores: Scores::Float,
+            context: Values::Float,
             rounding: Rounding::Nearest,
             bias_correction: false,
             smooth: None,
@@ -275,12 +282,13 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
         let Words { weight, group } = *section.get_ref();
         recipe.word_weight = weight.weight(group, &line(&section.span()))?;
     }
-    if let Some(Attention { scores }) = file.attention {
-        recipe.scores = scores;
+    if let Some(Attention { scores, context }) = file.attention {
+        recipe.scores = scores.unwrap_or(recipe.scores);
+        recipe.context = context.unwrap_or(recipe.context);
     }
     for rule in &file.rules {
         let place = line(&rule.get_ref().modules.span());
-        let RuleText { modules, weight, group, input, scores } = rule.get_ref();
+        let RuleText { modules, weight, group, input, scores, context } = rule.get_ref();
         let texts: &[String] = match modules.get_ref() {
             OneOrMore::One(text) => std::slice::from_ref(text),
             OneOrMore::More(texts) => texts,
@@ -291,10 +299,10 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
         if weight.is_none() && group.is_some() {
             return Err(stray_group(&place));
         }
-        if weight.is_none() && input.is_none() && scores.is_none() {
+        if weight.is_none() && input.is_none() && scores.is_none() && context.is_none() {
             return Err(Error::input("rule decides nothing")
                 .at(place)
-                .expected("weight = \"..\", input = \"..\" or scores = \"..\""));
+                .expected("weight = \"..\", input = \"..\", scores = \"..\" or context = \"..\""));
         }
         if weight.is_some_and(WeightName::is_float) && input.is_some_and(|i| i != InputName::Float) {
             return Err(impossible(place));
@@ -305,6 +313,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<Recipe> {
             weight: weight.map(|w| w.weight(*group, &place)).transpose()?,
             input: input.map(InputName::input),
             scores: *scores,
+            context: *context,
             place: place.clone(),
         });
     }
@@ -328,7 +337,12 @@ fn form(recipe: &Recipe) -> Canonical<'_> {
         group: r.weight.and_then(|w| WeightName::of(w).1),
         input: r.input.map(InputName::of),
         scores: r.scores,
+        context: r.context,
     });
+    let attention = Attention {
+        scores: (recipe.scores != Scores::Float).then_some(recipe.scores),
+        context: (recipe.context != Values::Float).then_some(recipe.context),
+    };
     let ((weight, group), (words, words_group)) =
         (WeightName::of(recipe.linear_weight), WeightName::of(recipe.word_weight));
     Canonical {
@@ -339,7 +353,7 @@ fn form(recipe: &Recipe) -> Canonical<'_> {
         smooth: recipe.smooth,
         linears: CanonicalLinears { weight, group, input: InputName::of(recipe.linear_input) },
         words: CanonicalWords { weight: words, group: words_group },
-        attention: (recipe.scores != Scores::Float).then_some(Attention { scores: recipe.scores }),
+        attention: (attention.scores.is_some() || attention.context.is_some()).then_some(attention),
         rules: rules.collect(),
     }
 }

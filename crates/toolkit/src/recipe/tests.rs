@@ -145,6 +145,13 @@ weight = "int8"
     let again = Recipe::parse(&scores.record().toml.unwrap(), "my.toml").unwrap();
     assert_eq!(again.record(), scores.record());
     assert_eq!((again.scores, again.rules[0].scores), (Scores::Int8, Some(Scores::Float)));
+    let text = "name = \"context\"\nbase = \"dynamic\"\n[attention]\ncontext = \"int8\"\n[[rules]]\n\
+        modules = \"layer.0\"\ncontext = \"float\"\n";
+    let context = Recipe::parse(text, "my.toml").unwrap();
+    let again = Recipe::parse(&context.record().toml.unwrap(), "my.toml").unwrap();
+    assert_eq!(again.record(), context.record());
+    assert_eq!((again.context, again.rules[0].context), (Values::Int8, Some(Values::Float)));
+    assert_eq!(again.scores, Scores::Float);
     // A recipe that does not speak of scores is written as it always was.
     assert!(
         !Recipe::parse("name = \"m\"\nbase = \"dynamic\"\n", "m")
@@ -168,11 +175,21 @@ fn what_a_plan_decided_about_scores_has_a_text() {
         assert_eq!(plan(&arch, &Recipe::parse(&text, "plan").unwrap()).unwrap(), wanted, "{text}");
         assert_eq!(text.contains("[attention]"), layer + 1 == arch.layers, "{text}");
     }
+    for layer in 0..arch.layers {
+        wanted.insert(format!("{}.context", attention(layer)), Decision::INT8_CONTEXT);
+        let text = Recipe::text_of("plan", "", &arch, &wanted).unwrap();
+        assert_eq!(plan(&arch, &Recipe::parse(&text, "plan").unwrap()).unwrap(), wanted, "{text}");
+        assert_eq!(
+            text.contains("[attention]\nscores = \"static\"\ncontext"),
+            layer + 1 == arch.layers,
+            "{text}"
+        );
+    }
 }
 
 #[test]
 fn what_cannot_be_done_is_refused_with_its_line() {
-    let cases: [(&str, &[&str]); 26] = [
+    let cases: [(&str, &[&str]); 28] = [
         ("", &["missing field `name`"]),
         ("name = \"a b\"\n", &["line 1", "no usable name"]),
         ("name = \"dynamic\"\n[words]\nweight = \"int8\"\n", &["line 1", "name of a preset"]),
@@ -232,6 +249,14 @@ fn what_cannot_be_done_is_refused_with_its_line() {
         (
             "name = \"m\"\nbase = \"dynamic\"\n[attention]\nscores = \"int4\"\n",
             &["line 4", "`int4`", "`int8`"],
+        ),
+        (
+            "name = \"m\"\nbase = \"dynamic\"\n[attention]\ncontext = \"static\"\n",
+            &["line 4", "`static`", "`int8`"],
+        ),
+        (
+            "name = \"m\"\nbase = \"dynamic\"\n[[rules]]\nmodules = \"query_proj\"\ncontext = \"int8\"\n",
+            &["line 4", "context", "compute none"],
         ),
         ("name = \"m\"\n[linears]\nweight = \"bf16\"\ninput = \"static\"\n", &["line 2", "float input"]),
         ("name = \"m\"\n", &["nothing left to quantize"]),

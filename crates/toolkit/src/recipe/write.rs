@@ -1,18 +1,14 @@
 //! Recipes from decisions: what a plan chose, as a file that anyone can read and run.
 
 use super::file::{canonical, readable};
-use super::{Pattern, Recipe, Rule, Scores};
+use super::{Pattern, Recipe, Rule, Scores, Values};
 use crate::plan::{Plan, plan};
 use qberta_model::{Architecture, Error, Result};
-use qberta_store::layout::{self, Role};
+use qberta_store::layout;
 use qberta_store::manifest::{Decision, Rounding};
 
-/// The recipe that decides everything alike; of words only the weight counts. A decision about scores is one about all
-/// attentions, and everything else is float.
-pub(crate) fn uniform(name: &str, decision: Decision) -> Result<Recipe> {
-    let of = |s: &Scores| s.decision() == Some(decision);
-    let scores = [Scores::Int8, Scores::Static].into_iter().find(of).unwrap_or_default();
-    let decision = if decision.of_scores() { Decision::FLOAT } else { decision };
+/// The recipe that decides all linears and all attentions alike; of words only the weight counts.
+pub(crate) fn uniform(name: &str, decision: Decision, scores: Scores, context: Values) -> Result<Recipe> {
     let mut recipe = Recipe {
         name: name.to_owned(),
         about: String::new(),
@@ -20,6 +16,7 @@ pub(crate) fn uniform(name: &str, decision: Decision) -> Result<Recipe> {
         linear_input: decision.input,
         word_weight: decision.weight,
         scores,
+        context,
         rounding: Rounding::Nearest,
         bias_correction: false,
         smooth: None,
@@ -40,10 +37,10 @@ impl Recipe {
         let words: Vec<String> =
             layout::modules(arch).into_iter().filter(|m| m.is_word_matrix()).map(|m| m.name).collect();
         let is_word = |module: &String| words.contains(module);
-        let linears: Vec<_> = wanted.iter().filter(|(m, d)| !is_word(m) && !d.of_scores()).collect();
+        let linears: Vec<_> = wanted.iter().filter(|(m, d)| !is_word(m) && !d.of_attention()).collect();
         let usual = most(linears.iter().map(|(_, d)| **d)).unwrap_or(Decision::FLOAT);
         let word = most(wanted.iter().filter(|(m, _)| is_word(m)).map(|(_, d)| *d));
-        let mut recipe = uniform(name, usual)?;
+        let mut recipe = uniform(name, usual, Scores::Float, Values::Float)?;
         recipe.about = about.to_owned();
         recipe.word_weight = word.map_or(usual.weight, |d| d.weight);
         for (decision, modules) in others(linears.iter().map(|(m, d)| (*m, **d)), usual) {
@@ -53,17 +50,32 @@ impl Recipe {
         for (decision, modules) in others(word_decisions, word.unwrap_or(usual)) {
             recipe.rules.push(rule(&modules, decision, false)?);
         }
-        let attentions =
-            layout::modules(arch).iter().filter(|m| matches!(m.role, Role::Scores { .. })).count();
-        for scores in [Scores::Int8, Scores::Static] {
-            let coded = wanted.iter().filter(|(_, d)| scores.decision() == Some(**d));
+        // Attentions that compute a product so, and whether all do.
+        let so = |decision: Option<Decision>| {
+            let coded = wanted.iter().filter(|(_, d)| decision == Some(**d));
             let coded: Vec<_> = coded.map(|(m, _)| m).collect();
-            if !coded.is_empty() && coded.len() == attentions {
-                recipe.scores = scores;
-            } else if !coded.is_empty() {
-                let mut rule = rule(&coded, Decision::FLOAT, false)?;
-                (rule.weight, rule.scores) = (None, Some(scores));
-                recipe.rules.push(rule);
+            let all = coded.len() == arch.layers;
+            (coded, all)
+        };
+        for scores in [Scores::Int8, Scores::Static] {
+            match so(scores.decision()) {
+                (_, true) => recipe.scores = scores,
+                (coded, _) if coded.is_empty() => {}
+                (coded, _) => {
+                    recipe.rules.push(Rule {
+                        scores: Some(scores),
+                        weight: None,
+                        ..rule(&coded, usual, false)?
+                    });
+                }
+            }
+        }
+        match so(Values::Int8.decision()) {
+            (_, true) => recipe.context = Values::Int8,
+            (coded, _) if coded.is_empty() => {}
+            (coded, _) => {
+                let context = Some(Values::Int8);
+                recipe.rules.push(Rule { context, weight: None, ..rule(&coded, usual, false)? });
             }
         }
         let text = readable(&recipe)?;
@@ -105,5 +117,12 @@ fn others<'a>(
 fn rule(modules: &[&String], decision: Decision, linear: bool) -> Result<Rule> {
     let modules = modules.iter().map(|m| Pattern::parse(m)).collect::<Result<_>>()?;
     let input = linear.then_some(decision.input);
-    Ok(Rule { modules, weight: Some(decision.weight), input, scores: None, place: "plan".to_owned() })
+    Ok(Rule {
+        modules,
+        weight: Some(decision.weight),
+        input,
+        scores: None,
+        context: None,
+        place: "plan".to_owned(),
+    })
 }

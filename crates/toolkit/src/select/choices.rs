@@ -3,7 +3,7 @@
 use crate::calibrate::Calibration;
 use crate::plan::{Plan, plan};
 use crate::quantize::{Progress, quantize_in_memory_under};
-use crate::recipe::{Recipe, uniform};
+use crate::recipe::{Recipe, Scores, Values, uniform};
 use qberta_kernels::Context;
 use qberta_model::{Architecture, Error, Model, Result, Site, Slot, Weights};
 use qberta_store::assemble::HEAD_GRIDS;
@@ -19,6 +19,8 @@ pub struct Choice {
     pub name: &'static str,
     /// What it means for a linear; of word tables only the weight counts.
     pub decision: Decision,
+    /// What it means for an attention: what its scores multiply, and what its weights do.
+    pub attention: (Scores, Values),
     /// What can be decided so.
     pub of: Of,
     /// Whether it is among the choices when none are asked for.
@@ -32,16 +34,22 @@ pub enum Of {
     Linears,
     /// Those, and word tables.
     LinearsAndWords,
-    /// What the scores of attentions multiply.
-    Scores,
+    /// Attentions.
+    Attention,
 }
 
 const fn choice(name: &'static str, weight: Weight, input: Input, of: Of, standard: bool) -> Choice {
-    Choice { name, decision: Decision { input, weight }, of, standard }
+    let attention = (Scores::Float, Values::Float);
+    Choice { name, decision: Decision { input, weight }, attention, of, standard }
+}
+
+const fn attention(name: &'static str, scores: Scores, context: Values) -> Choice {
+    let attention = (scores, context);
+    Choice { name, decision: Decision::FLOAT, attention, of: Of::Attention, standard: false }
 }
 
 /// Every choice, float first. A new way to store a weight is a line here.
-pub const CHOICES: [Choice; 9] = [
+pub const CHOICES: [Choice; 11] = [
     choice("float", Weight::Float, Input::Float, Of::LinearsAndWords, true),
     choice("dynamic", Weight::Int8Channel, Input::TokenAsymmetric, Of::LinearsAndWords, true),
     choice("static", Weight::Int8Channel, Input::TensorStatic, Of::Linears, true),
@@ -49,14 +57,20 @@ pub const CHOICES: [Choice; 9] = [
     choice("weight-only", Weight::Int8Channel, Input::Float, Of::Linears, false),
     choice("w4a8", Weight::Int4(Group::G64), Input::TokenAsymmetric, Of::Linears, false),
     choice("weight-only-4bit", Weight::Int4(Group::G64), Input::Float, Of::LinearsAndWords, false),
-    choice("int8-scores", Weight::Float, Input::TokenSymmetric, Of::Scores, false),
-    choice("static-scores", Weight::Float, Input::HeadStatic, Of::Scores, false),
+    attention("int8-scores", Scores::Int8, Values::Float),
+    attention("static-scores", Scores::Static, Values::Float),
+    attention("int8-context", Scores::Float, Values::Int8),
+    attention("int8-attention", Scores::Int8, Values::Int8),
 ];
 
 impl Choice {
     /// Whether it needs calibration data.
     pub fn calibrated(&self) -> bool {
-        self.decision.input.is_static()
+        self.decision.input.is_static() || self.attention.0 == Scores::Static
+    }
+
+    fn is_float(&self) -> bool {
+        self.decision == Decision::FLOAT && self.attention == (Scores::Float, Values::Float)
     }
 
     /// The choices called `names`; the standard ones if there are none, those that need data only where there
@@ -77,7 +91,7 @@ impl Choice {
         }
         let asked = |c: &&Choice| match names {
             [] => c.standard && (calibrated || !c.calibrated()),
-            _ => c.decision == Decision::FLOAT || names.iter().any(|n| n == c.name),
+            _ => c.is_float() || names.iter().any(|n| n == c.name),
         };
         let chosen: Vec<Choice> = CHOICES.iter().filter(asked).copied().collect();
         if chosen.len() < 2 {
@@ -87,12 +101,12 @@ impl Choice {
     }
 }
 
-/// Modules that are decided together, with the choices they have; an attention counts as one, for its scores.
+/// Modules that are decided together, with the choices they have; an attention counts as one, for both its products.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unit {
     /// The first module's name.
     pub name: String,
-    /// The modules: one, but for word matrices, which many checkpoints tie.
+    /// The modules: one, but for word matrices, which many checkpoints tie, and attentions, whose products have a name each.
     pub modules: Vec<String>,
     /// The sites they serve.
     pub(super) sites: Vec<Site>,
@@ -151,7 +165,7 @@ impl Palette {
         let arch = source.arch.clone();
         let loaded = source.load(cx)?;
         let used = |name: &str| loaded.account.used.contains(name);
-        let mut units = units(&arch, choices.iter().any(|c| c.of == Of::Scores))?;
+        let mut units = units(&arch, choices.iter().any(|c| c.of == Of::Attention))?;
         for unit in &mut units {
             unit.offers.push(Offer { choice: 0, bytes: bytes(&source, unit, &used) });
         }
@@ -161,7 +175,7 @@ impl Palette {
         let decided = units.iter().filter(|u| !u.is_attention()).flat_map(|u| &u.modules);
         let mut plans = vec![decided.map(|m| (m.clone(), Decision::FLOAT)).collect()];
         for (index, choice) in choices.iter().enumerate().skip(1) {
-            let recipe = uniform(choice.name, choice.decision)?;
+            let recipe = uniform(choice.name, choice.decision, choice.attention.0, choice.attention.1)?;
             let data = calibration.filter(|_| choice.calibrated());
             let quantized = quantize_in_memory_under(open()?, &recipe, data, cx, progress)?;
             for unit in units.iter_mut().filter(|u| u.takes(choice.of)) {
@@ -186,12 +200,12 @@ impl Palette {
     /// The offer of `choice` for each unit. Tables that do not have it take the one with that weight; attentions that are not
     /// decided about, and everything else where they alone are, stay in float.
     pub fn throughout(&self, choice: usize) -> Selection {
-        let of_scores = self.choices[choice].of == Of::Scores;
+        let of_attention = self.choices[choice].of == Of::Attention;
         let weight = self.choices[choice].decision.weight;
         let alike = |o: &Offer| self.choices[o.choice].decision.weight == weight;
         let offer = |u: &Unit| match u.offers.iter().position(|o| o.choice == choice) {
             Some(offer) => offer,
-            None if of_scores || u.is_attention() => 0,
+            None if of_attention || u.is_attention() => 0,
             None => u.offers.iter().position(alike).unwrap_or(u.offers.len() - 1),
         };
         self.units.iter().map(offer).collect()
@@ -252,6 +266,9 @@ impl Palette {
             scores: (0..self.architecture().layers)
                 .map(|layer| of(&Site::layer(layer, Slot::Scores)).scores(layer).clone())
                 .collect(),
+            context: (0..self.architecture().layers)
+                .map(|layer| of(&Site::layer(layer, Slot::Context)).context(layer))
+                .collect(),
         };
         Model::new(self.architecture().clone(), weights, cx)
     }
@@ -263,17 +280,21 @@ impl Palette {
 }
 
 impl Unit {
-    /// Whether it is an attention, which has no weights: what is decided are its scores.
+    /// Whether it is an attention, which has no weights: what is decided are its products.
     pub fn is_attention(&self) -> bool {
         self.sites.iter().any(|s| matches!(s, Site::Layer(_, Slot::Scores)))
     }
 
+    /// Whether it is the word table, or a vocabulary projection.
+    pub(super) fn is_word_matrix(&self) -> bool {
+        !self.sites.iter().any(|s| matches!(s, Site::Layer(..)))
+    }
+
     /// Whether choices for `of` are among its own.
     fn takes(&self, of: Of) -> bool {
-        let in_encoder = self.sites.iter().any(|s| matches!(s, Site::Layer(..)));
         match of {
-            Of::Scores => self.is_attention(),
-            Of::Linears => in_encoder && !self.is_attention(),
+            Of::Attention => self.is_attention(),
+            Of::Linears => !self.is_word_matrix() && !self.is_attention(),
             Of::LinearsAndWords => !self.is_attention(),
         }
     }
@@ -301,12 +322,13 @@ fn units(arch: &Architecture, attentions: bool) -> Result<Vec<Unit>> {
     let shared = arch.relative.as_ref().is_some_and(|r| r.shared_projections);
     let mut units: Vec<Unit> = Vec::new();
     let is_unit = |m: &Module| match m.role {
-        Role::Scores { .. } => attentions,
+        Role::Scores { .. } | Role::Context { .. } => attentions,
         _ => everything.contains_key(&m.name),
     };
     for module in layout::modules(arch).into_iter().filter(is_unit) {
         let mut sites = match &module.role {
             Role::Scores { layer, .. } => vec![Site::layer(*layer, Slot::Scores)],
+            Role::Context { layer } => vec![Site::layer(*layer, Slot::Context)],
             Role::Linear(role) => role.sites.iter().map(|(s, _)| *s).collect(),
             Role::Table { site, .. } => vec![*site],
             _ => vec![Site::Head(qberta_model::HeadSlot::Output)],
@@ -321,6 +343,11 @@ fn units(arch: &Architecture, attentions: bool) -> Result<Vec<Unit>> {
         {
             words.modules.push(module.name);
             words.sites.extend(sites);
+            continue;
+        }
+        if let (Role::Context { .. }, Some(attention)) = (&module.role, units.last_mut()) {
+            attention.modules.push(module.name);
+            attention.sites.extend(sites);
             continue;
         }
         let stage = stage(arch, sites[0]);

@@ -272,7 +272,7 @@ impl<'a> Lab<'a> {
             }
             // From the last layer on the rest of the network is the head, which costs nothing.
             // Word matrices lie at both ends.
-            let inside = members.iter().all(|&u| self.palette.units[u].modules.len() == 1);
+            let inside = members.iter().all(|&u| !self.palette.units[u].is_word_matrix());
             let shared = search == Search::Fast && inside && stage + 2 < self.palette.stages();
             let damages = match shared {
                 true => self.shared(&members, choice, stage)?,

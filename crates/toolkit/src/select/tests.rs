@@ -14,7 +14,7 @@ fn context() -> Context {
 fn palette(cx: &Context) -> Palette {
     let open = || Shape::named("v3-toy").unwrap().random(3, &());
     let choices =
-        Choice::named(&["dynamic".into(), "weight-only".into(), "int8-scores".into()], false).unwrap();
+        Choice::named(&["dynamic".into(), "weight-only".into(), "int8-attention".into()], false).unwrap();
     Palette::new(&open, choices, None, cx, &()).unwrap()
 }
 
