@@ -64,7 +64,7 @@ qberta=$work/cargo/$target/release/qberta
 say "artefacts, and what the host answers on scalar code"
 rm -rf models root && mkdir -p models/long models/heads root/bin root/a root/want
 "$qberta" demo --rows 1 --keep models/gloss > /dev/null
-printf 'name = "codes"\nbase = "dynamic"\n[attention]\nscores = "int8"\n' > codes.toml
+printf 'name = "codes"\nbase = "dynamic"\n[attention]\nscores = "int8"\ncontext = "int8"\n' > codes.toml
 printf 'name = "half"\n[linears]\nweight = "bf16"\n[words]\nweight = "bf16"\n' > half.toml
 gloss=$repo/testdata/gloss golden=$repo/testdata/golden
 while read -r out model options; do

@@ -39,7 +39,8 @@ pub struct QuantizeArgs {
     /// Directory to create
     #[arg(short, long)]
     output: PathBuf,
-    /// Recipe: dynamic, static, static-attention, w4a8, w4a8-gptq, weight-only, weight-only-4bit, or a file ending in .toml
+    /// Recipe: dynamic, dynamic-attention, static, static-attention, w4a8, w4a8-gptq, weight-only, weight-only-4bit, or a
+    /// file ending in .toml
     #[arg(long, default_value = "dynamic")]
     recipe: String,
     #[command(flatten)]

@@ -42,8 +42,9 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Every preset: its name and its file.
-pub const PRESETS: [(&str, &str); 7] = [
+pub const PRESETS: [(&str, &str); 8] = [
     ("dynamic", include_str!("recipes/dynamic.toml")),
+    ("dynamic-attention", include_str!("recipes/dynamic-attention.toml")),
     ("static", include_str!("recipes/static.toml")),
     ("static-attention", include_str!("recipes/static-attention.toml")),
     ("w4a8", include_str!("recipes/w4a8.toml")),

@@ -197,7 +197,7 @@ fn what_cannot_be_done_is_refused_with_its_line() {
             "name = \"m\"\nbase = \"magic\"\n",
             &[
                 "line 2",
-                "expected dynamic, static, static-attention, w4a8, w4a8-gptq, weight-only, weight-only-4bit, found magic",
+                "expected dynamic, dynamic-attention, static, static-attention, w4a8, w4a8-gptq, weight-only, weight-only-4bit, found magic",
             ],
         ),
         ("name = \"m\"\n\nbits = 4\n", &["line 3", "unknown field `bits`"]),
@@ -274,6 +274,6 @@ fn what_cannot_be_done_is_refused_with_its_line() {
         Recipe::new("int3", &[])
             .unwrap_err()
             .to_string()
-            .contains("expected dynamic, static, static-attention, w4a8, w4a8-gptq, weight-only")
+            .contains("expected dynamic, dynamic-attention, static, static-attention, w4a8, w4a8-gptq, weight-only")
     );
 }
