@@ -5,8 +5,10 @@
 //! hostile program costs at most a small multiple of its own length.
 
 mod calls;
+mod code;
 
 pub use calls::MAX_RANK;
+use code::{Code, truncated};
 
 use super::globals;
 use super::value::{Id, Value, Values};
@@ -94,8 +96,7 @@ impl Memo {
 }
 
 struct Machine<'a> {
-    code: &'a [u8],
-    at: usize,
+    code: Code<'a>,
     nodes: Vec<Value>,
     stack: Vec<Id>,
     marks: Vec<usize>,
@@ -109,8 +110,7 @@ struct Machine<'a> {
 impl<'a> Machine<'a> {
     fn new(code: &'a [u8], foreign: Option<Foreign>) -> Machine<'a> {
         Machine {
-            code,
-            at: 0,
+            code: Code::new(code),
             nodes: Vec::new(),
             stack: Vec::new(),
             marks: Vec::new(),
@@ -123,11 +123,11 @@ impl<'a> Machine<'a> {
 
     fn run(mut self) -> Result<(Values, usize, Foreign)> {
         loop {
-            let start = self.at;
+            let start = self.code.at();
             if let Some(root) = self.step().map_err(|e| e.at(format!("byte {start}")))? {
                 let values = Values { nodes: self.nodes, root, attributes: self.attributes };
                 values.check_shape()?;
-                return Ok((values, self.at, self.foreign.unwrap_or_default()));
+                return Ok((values, self.code.at(), self.foreign.unwrap_or_default()));
             }
         }
     }
@@ -159,22 +159,22 @@ impl<'a> Machine<'a> {
 
     /// Executes one opcode; the result, if that was STOP.
     fn step(&mut self) -> Result<Option<Id>> {
-        let opcode = self.u8()?;
-        if opcode != 0x80 && self.at == 1 {
+        let opcode = self.code.u8()?;
+        if opcode != 0x80 && self.code.at() == 1 {
             return Err(
                 Error::corrupt("pickle does not begin with a protocol").found(format!("{opcode:#04x}"))
             );
         }
         match opcode {
             0x80 => {
-                let protocol = self.u8()?;
-                if !(2..=5).contains(&protocol) || self.at != 2 {
+                let protocol = self.code.u8()?;
+                if !(2..=5).contains(&protocol) || self.code.at() != 2 {
                     return Err(Error::unsupported("pickle protocol").expected("2 to 5").found(protocol));
                 }
             }
             0x95 => {
-                let length = self.length8()?;
-                if length > self.code.len() - self.at {
+                let length = self.code.length8()?;
+                if length > self.code.left() {
                     return Err(truncated());
                 }
             }
@@ -195,60 +195,60 @@ impl<'a> Machine<'a> {
             0x88 => self.push(Value::Bool(true))?,
             0x89 => self.push(Value::Bool(false))?,
             b'K' => {
-                let v = self.u8()?;
+                let v = self.code.u8()?;
                 self.push(Value::Int(v.into()))?;
             }
             b'M' => {
-                let v = u16::from_le_bytes(self.array()?);
+                let v = u16::from_le_bytes(self.code.array()?);
                 self.push(Value::Int(v.into()))?;
             }
             b'J' => {
-                let v = i32::from_le_bytes(self.array()?);
+                let v = i32::from_le_bytes(self.code.array()?);
                 self.push(Value::Int(v.into()))?;
             }
             0x8a => {
-                let n = self.u8()?.into();
+                let n = self.code.u8()?.into();
                 self.long(n)?;
             }
             0x8b => {
-                let n = i32::from_le_bytes(self.array()?);
+                let n = i32::from_le_bytes(self.code.array()?);
                 self.long(usize::try_from(n).map_err(|_| Error::corrupt("integer has a negative length"))?)?;
             }
             b'G' => {
-                let v = f64::from_be_bytes(self.array()?);
+                let v = f64::from_be_bytes(self.code.array()?);
                 self.push(Value::Float(v))?;
             }
             0x8c => {
-                let n = self.u8()?.into();
+                let n = self.code.u8()?.into();
                 self.text(n)?;
             }
             b'X' => {
-                let n = self.length4()?;
+                let n = self.code.length4()?;
                 self.text(n)?;
             }
             // Strings of Python 2, in files of torch 0.4 and before.
             b'U' => {
-                let n = self.u8()?.into();
+                let n = self.code.u8()?.into();
                 self.text(n)?;
             }
             b'T' => {
-                let n = self.length4()?;
+                let n = self.code.length4()?;
                 self.text(n)?;
             }
             0x8d => {
-                let n = self.length8()?;
+                let n = self.code.length8()?;
                 self.text(n)?;
             }
             b'C' => {
-                let n = self.u8()?.into();
+                let n = self.code.u8()?.into();
                 self.blob(n)?;
             }
             b'B' => {
-                let n = self.length4()?;
+                let n = self.code.length4()?;
                 self.blob(n)?;
             }
             0x8e | 0x96 => {
-                let n = self.length8()?;
+                let n = self.code.length8()?;
                 self.blob(n)?;
             }
             b')' => self.push(Value::Tuple(Vec::new()))?,
@@ -279,11 +279,11 @@ impl<'a> Machine<'a> {
                 self.set_items(items)?;
             }
             b'q' => {
-                let slot = self.u8()?.into();
+                let slot = self.code.u8()?.into();
                 self.remember(slot)?;
             }
             b'r' => {
-                let slot = u32::from_le_bytes(self.array()?);
+                let slot = u32::from_le_bytes(self.code.array()?);
                 self.remember(slot)?;
             }
             0x94 => {
@@ -292,16 +292,16 @@ impl<'a> Machine<'a> {
                 self.remember(slot)?;
             }
             b'h' => {
-                let slot = self.u8()?.into();
+                let slot = self.code.u8()?.into();
                 self.recall(slot)?;
             }
             b'j' => {
-                let slot = u32::from_le_bytes(self.array()?);
+                let slot = u32::from_le_bytes(self.code.array()?);
                 self.recall(slot)?;
             }
             b'c' => {
-                let module = self.line()?;
-                let name = self.line()?;
+                let module = self.code.line()?;
+                let name = self.code.line()?;
                 self.global(module, name)?;
             }
             0x93 => {
@@ -313,8 +313,8 @@ impl<'a> Machine<'a> {
                 self.global(&module, &name)?;
             }
             b'i' => {
-                let module = self.line()?;
-                let name = self.line()?;
+                let module = self.code.line()?;
+                let name = self.code.line()?;
                 return Err(globals::refusal(module, name));
             }
             b'R' => self.reduce()?,
@@ -343,46 +343,16 @@ impl<'a> Machine<'a> {
         Ok(None)
     }
 
-    // Reading the program.
-
-    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
-        let slice = self.code.get(self.at..).and_then(|rest| rest.get(..n)).ok_or_else(truncated)?;
-        self.at += n;
-        Ok(slice)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        self.take(N)?.first_chunk().copied().ok_or_else(truncated)
-    }
-
-    fn u8(&mut self) -> Result<u8> {
-        let [b] = self.array()?;
-        Ok(b)
-    }
-
-    fn length4(&mut self) -> Result<usize> {
-        usize::try_from(u32::from_le_bytes(self.array()?)).map_err(|_| truncated())
-    }
-
-    fn length8(&mut self) -> Result<usize> {
-        usize::try_from(u64::from_le_bytes(self.array()?)).map_err(|_| truncated())
-    }
-
-    fn line(&mut self) -> Result<&'a str> {
-        let rest = self.code.get(self.at..).ok_or_else(truncated)?;
-        let n = rest.iter().position(|&b| b == b'\n').ok_or_else(truncated)?;
-        let line = self.take(n)?;
-        self.take(1)?;
-        std::str::from_utf8(line).map_err(|_| Error::corrupt("name is not UTF-8"))
-    }
+    // Constants in the program.
 
     fn text(&mut self, n: usize) -> Result<()> {
-        let text = std::str::from_utf8(self.take(n)?).map_err(|_| Error::corrupt("string is not UTF-8"))?;
+        let text =
+            std::str::from_utf8(self.code.take(n)?).map_err(|_| Error::corrupt("string is not UTF-8"))?;
         self.push(Value::Str(text.into()))
     }
 
     fn blob(&mut self, n: usize) -> Result<()> {
-        let bytes = self.take(n)?;
+        let bytes = self.code.take(n)?;
         self.push(Value::Bytes(bytes.into()))
     }
 
@@ -391,7 +361,7 @@ impl<'a> Machine<'a> {
         if n > MAX_LONG_BYTES {
             return Err(limit("bytes of an integer", MAX_LONG_BYTES));
         }
-        let digits = self.take(n)?;
+        let digits = self.code.take(n)?;
         let fill = if digits.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
         let mut wide = [fill; 8];
         if n > wide.len() {
@@ -507,10 +477,6 @@ impl<'a> Machine<'a> {
         }
         Ok(())
     }
-}
-
-fn truncated() -> Error {
-    Error::corrupt("pickle is cut off")
 }
 
 fn limit(what: &str, most: usize) -> Error {

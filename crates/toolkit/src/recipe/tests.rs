@@ -270,10 +270,7 @@ fn what_cannot_be_done_is_refused_with_its_line() {
     let error = Recipe::open("no/such.toml", &[]).unwrap_err();
     assert!(error.to_string().contains("no/such.toml"), "{error}");
     assert!(Recipe::open("dynamic.toml", &[]).unwrap_err().advice().unwrap().contains("without .toml"));
-    assert!(
-        Recipe::new("int3", &[])
-            .unwrap_err()
-            .to_string()
-            .contains("expected dynamic, dynamic-attention, static, static-attention, w4a8, w4a8-gptq, weight-only")
-    );
+    assert!(Recipe::new("int3", &[]).unwrap_err().to_string().contains(
+        "expected dynamic, dynamic-attention, static, static-attention, w4a8, w4a8-gptq, weight-only"
+    ));
 }
