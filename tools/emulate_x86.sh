@@ -96,7 +96,7 @@ for test in $tests; do cp "$test" "root/test$((n += 1))"; done
 strip root/qberta root/test*
 cat > root/init <<'INIT'
 #!/bin/busybox sh
-/bin/busybox mkdir -p /proc /dev /run && /bin/busybox mount -t proc proc /proc && /bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mkdir -p /proc /dev /run /tmp && /bin/busybox mount -t proc proc /proc && /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin && export PATH=/bin
 exec > /dev/ttyS0 2>&1 < /dev/null
 echo "### $(uname -r) $(grep -m1 'model name' /proc/cpuinfo)"

@@ -17,7 +17,9 @@ use qberta_model::{Error, Linear, Result};
 use qberta_runtime::Session;
 use qberta_store::Source;
 use qberta_toolkit::export::{Target, export_source};
-use qberta_toolkit::{Progress, Recipe, Shape as Named, quantize_in_memory, quantize_source};
+use qberta_toolkit::{
+    Progress, Recipe, Shape as Named, needs_calibration, quantize_in_memory, quantize_source,
+};
 pub use shape::Shape;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -160,8 +162,15 @@ pub fn run(args: &BenchArgs, world: &World) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn recipe(args: &BenchArgs) -> Result<Recipe> {
-    Recipe::open(args.recipe.as_deref().unwrap_or("dynamic"), &[])
+fn recipe(args: &BenchArgs, source: &Source) -> Result<Recipe> {
+    let recipe = Recipe::open(args.recipe.as_deref().unwrap_or("dynamic"), &[])?;
+    if needs_calibration(&source.arch, &recipe)? {
+        return Err(Error::input("recipe needs calibration data, and bench has none")
+            .at("--recipe")
+            .found(&recipe.name)
+            .hint("quantize a model with it and measure the artefact: qberta bench OUT"));
+    }
+    Ok(recipe)
 }
 
 fn open(args: &BenchArgs, world: &World) -> Result<Subject> {
@@ -172,7 +181,8 @@ fn open(args: &BenchArgs, world: &World) -> Result<Subject> {
     match (&args.model, &args.arch) {
         (Some(dir), _) if args.recipe.is_some() => {
             let source = Source::open(dir, None)?;
-            let source = quantize_in_memory(source, &recipe(args)?, &world.cx, &world.screen)?;
+            let recipe = recipe(args, &source)?;
+            let source = quantize_in_memory(source, &recipe, &world.cx, &world.screen)?;
             in_memory(source, format!("{}, quantized in memory", dir.display()))
         }
         (Some(dir), _) => {
@@ -186,7 +196,8 @@ fn open(args: &BenchArgs, world: &World) -> Result<Subject> {
             let shape = Named::named(name)?;
             let mut source = shape.random(args.seed, &world.screen)?;
             if !args.float {
-                source = quantize_in_memory(source, &recipe(args)?, &world.cx, &world.screen)?;
+                let recipe = recipe(args, &source)?;
+                source = quantize_in_memory(source, &recipe, &world.cx, &world.screen)?;
             }
             in_memory(source, format!("{name}, random weights"))
         }
@@ -202,7 +213,8 @@ fn save(args: &BenchArgs, shape: Named, dir: &Path, world: &World) -> Result<()>
     if args.float {
         export_source(&source, dir, Target::HuggingFace, &world.cx)?;
     } else {
-        quantize_source(source, dir, &recipe(args)?, &world.cx, &world.screen)?;
+        let recipe = recipe(args, &source)?;
+        quantize_source(source, dir, &recipe, &world.cx, &world.screen)?;
     }
     Ok(())
 }

@@ -203,6 +203,7 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
     let decided = |f: fn(&Decision) -> bool| report.plan.values().filter(|d| f(d)).count();
     let scores = decided(|d| d.of_scores());
     let context = decided(|d| *d == Decision::INT8_CONTEXT);
+    let layers = |n: usize| format!("in {} {}", count(n), if n == 1 { "layer" } else { "layers" });
     let modules = report.plan.len() - scores - context;
     let bf16 = stored(|w| *w == Weight::Bf16);
     let float = modules - int8 - int4 - bf16;
@@ -237,10 +238,10 @@ fn print(args: &QuantizeArgs, report: &Report, seconds: f64, world: &World) {
         rows.insert(0, ("4-bit modules", format!("{} of {}", count(int4), count(modules))));
     }
     if context > 0 {
-        rows.insert(1, ("int8 context", format!("in {} attentions", count(context))));
+        rows.insert(1, ("int8 context", layers(context)));
     }
     if scores > 0 {
-        rows.insert(1, ("int8 scores", format!("in {} attentions", count(scores))));
+        rows.insert(1, ("int8 scores", layers(scores)));
     }
     if let Some(fit) = &report.fitted {
         let rounded = match fit.rounding {

@@ -6,7 +6,7 @@ use common::*;
 use qberta::kernels::{Operands, Values};
 use qberta::model::Task;
 use qberta::runtime::Options;
-use qberta::store::manifest::Decision;
+use qberta::store::manifest::{Decision, Input, Weight};
 use qberta::store::{Manifest, Source, manifest, safetensors};
 use qberta::{Kind, Recipe, Request, Row, Session, quantize, verify};
 use std::fs;
@@ -299,8 +299,9 @@ fn int8_context_is_a_decision_about_each_attention() {
     // It alone is enough to decide about, and one attention can be told from the others by either of its names.
     let (only, _) = made("name = \"mine\"\n[attention]\ncontext = \"int8\"\n", "only");
     assert!(!only.contains(&false));
-    let rule = |modules: &str| format!("{base}[[rules]]\nmodules = \"{modules}\"\ncontext = \"int8\"\n");
-    for (number, modules) in ["layer.0", "layer.0.attention.self", &name(0)].into_iter().enumerate() {
+    let rule = |modules: &str| format!("{base}[[rules]]\nmodules = '{modules}'\ncontext = \"int8\"\n");
+    let names = ["layer.0", "layer.0.attention.self", "re:layer\\.0\\.attention\\.self$", &name(0)];
+    for (number, modules) in names.into_iter().enumerate() {
         let (first, _) = made(&rule(modules), &format!("first {number}"));
         assert!(first[0] && !first[1..].contains(&true), "{modules}");
     }
@@ -318,11 +319,24 @@ fn int8_context_is_a_decision_about_each_attention() {
             assert!(planned(module, decision).contains(module));
         }
     }
-    let scores = planned(&name(0), Decision::INT8_SCORES);
-    assert!(scores.contains("cannot be computed like this"), "{scores}");
-    let linear = "deberta.encoder.layer.0.intermediate.dense";
-    assert!(planned(linear, Decision::INT8_CONTEXT).contains(linear));
-    assert!(planned("deberta.encoder.layer.0.attention.self", Decision::INT8_CONTEXT).contains("self"));
+    let attention = "deberta.encoder.layer.0.attention.self";
+    let half = Decision { input: Input::Float, weight: Weight::Bf16 };
+    let (linear, norm) = ("deberta.encoder.layer.0.intermediate.dense", "deberta.embeddings.LayerNorm");
+    for (module, decisions) in [
+        (name(0).as_str(), vec![Decision::INT8_SCORES, Decision::FLOAT, half]),
+        (attention, vec![Decision::INT8_CONTEXT, Decision::FLOAT, half]),
+        (linear, vec![Decision::INT8_CONTEXT, Decision::INT8_SCORES]),
+        (norm, vec![Decision::INT8_CONTEXT, Decision::INT8_SCORES]),
+    ] {
+        for decision in decisions {
+            let error = planned(module, decision);
+            assert!(error.contains("products of an attention") && error.contains(module), "{error}");
+        }
+    }
+    let mut source = Source::open(&dir.path().join("all"), None).unwrap();
+    source.manifest.as_mut().unwrap().splits.insert(name(0), vec![0]);
+    let error = source.load(&context()).unwrap_err().to_string();
+    assert!(error.contains("cannot be computed like this") && error.contains("extra columns"), "{error}");
 
     // Talking heads mix weights in float.
     let recipe = Recipe::parse(&format!("{base}[attention]\ncontext = \"int8\"\n"), "my.toml").unwrap();
@@ -330,6 +344,9 @@ fn int8_context_is_a_decision_about_each_attention() {
     let error = quantize(&Request { model: &model, out: &out, recipe: &recipe, task: None }, &context(), &());
     let error = error.unwrap_err().to_string();
     assert!(error.contains("talking heads") && !out.exists(), "{error}");
+    let float = "[attention]\nscores = \"int8\"\ncontext = \"float\"\n[[rules]]\nmodules = \"layer.0\"\ncontext = \"float\"\n";
+    let recipe = Recipe::parse(&format!("{base}{float}"), "my.toml").unwrap();
+    quantize(&Request { model: &model, out: &out, recipe: &recipe, task: None }, &context(), &()).unwrap();
 }
 
 #[test]

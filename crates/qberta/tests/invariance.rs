@@ -28,9 +28,9 @@ fn raw_bits(session: &Session, rows: &[Row]) -> Vec<Vec<u32>> {
     session.raw(rows, &Options::standard()).unwrap().iter().map(|a| bits(&a.values())).collect()
 }
 
-/// The float checkpoint of a case, its artefact, one whose attention is int8 too, and one where everything is
-/// static.
-fn forms(case: &str, dir: &Path) -> [PathBuf; 4] {
+/// The float checkpoint of a case, its artefact, those whose scores, context or both are int8 too, and one where
+/// everything is static.
+fn forms(case: &str, dir: &Path) -> Vec<PathBuf> {
     let model = golden(case);
     let artefact = |name: &str, recipe: &Recipe| {
         let out = dir.join(name);
@@ -38,10 +38,13 @@ fn forms(case: &str, dir: &Path) -> [PathBuf; 4] {
         out
     };
     let int8 = artefact("int8", &Recipe::new("dynamic", &[]).unwrap());
-    let attention = artefact("attention", &int8_attention(case));
     let all_static = dir.join("static");
     calibrated_by("static-attention", case, &all_static, Method::MinMax, &sequences(case)).unwrap();
-    [model, int8, attention, all_static]
+    let mut forms = vec![model.clone(), int8, all_static];
+    for products in ATTENTIONS {
+        forms.push(artefact(&products.concat(), &attention(case, products)));
+    }
+    forms
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn probabilities_shown_are_those_of_the_kernels() {
             // What the products multiply is part of what is shown.
             let out = dir.path().join(&case);
             if number % 8 == 0 {
-                let (golden, recipe) = (golden(&case), int8_attention(&case));
+                let (golden, recipe) = (golden(&case), attention(&case, ATTENTIONS[number / 8 % 3]));
                 let request =
                     Request { model: &golden, out: &out, recipe: &recipe, task: Some(task(&record)) };
                 quantize(&request, &cx, &()).unwrap();

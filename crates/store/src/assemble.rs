@@ -220,9 +220,7 @@ impl<'t> Builder<'t> {
                 return Err(Error::corrupt("static input is recorded for a module that has none").at(name));
             }
             (Int8Input::DynamicChannels(_), role) if !matches!(role, Role::Context { .. }) => {
-                return Err(
-                    Error::corrupt("values are recorded as codes for a module that sums none").at(name)
-                );
+                return Err(Error::corrupt("only the context of an attention has values as codes").at(name));
             }
             _ => {}
         }
@@ -269,7 +267,9 @@ impl<'t> Builder<'t> {
                     _ => {
                         return Err(Error::corrupt("attention context cannot be computed like this")
                             .at(name)
-                            .expected("float input or int8 per-channel asymmetric dynamic"));
+                            .expected(
+                                "float input or int8 per-channel asymmetric dynamic, without extra columns",
+                            ));
                     }
                 };
                 self.weights.context.resize(*layer, Values::Float);

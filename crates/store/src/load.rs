@@ -5,7 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::digest;
 use crate::int4;
 use crate::layout::{self, Role};
-use crate::manifest::{self, Manifest, Weight};
+use crate::manifest::{self, Decision, Manifest, Weight};
 use crate::names;
 use crate::tensor::{Dtype, Tensor};
 use crate::whole;
@@ -143,20 +143,30 @@ impl Source {
     }
 }
 
-/// Checks that what the plan decides about attentions is about attentions that there are: they have no tensors that
-/// would be missed.
+/// Checks that the plan decides about products of attentions for attentions only, and about nothing else there: they
+/// have no tensors that would be missed.
 fn check_attentions(manifest: &Manifest, arch: &Architecture) -> Result<()> {
     let modules = layout::modules(arch);
-    let known = |name: &String| modules.iter().any(|m| m.name == *name);
-    match manifest.plan.iter().find(|(name, d)| d.of_attention() && !known(name)) {
+    let role = |name: &String| modules.iter().find(|m| m.name == *name).map(|m| &m.role);
+    let sound = |(name, decision): &(&String, &Decision)| match role(name) {
+        Some(Role::Scores { .. }) => decision.of_scores(),
+        Some(Role::Context { .. }) => **decision == Decision::INT8_CONTEXT,
+        _ => !decision.of_attention(),
+    };
+    match manifest.plan.iter().find(|entry| !sound(entry)) {
         None => Ok(()),
-        Some((name, _)) => {
+        Some((name, decision)) => {
             let all = modules.iter().filter(|m| matches!(m.role, Role::Scores { .. } | Role::Context { .. }));
             let named: Vec<&str> = all.take(2).map(|m| m.name.as_str()).collect();
-            Err(Error::corrupt("plan decides about an attention that the model does not have")
-                .at(manifest::NAME)
-                .expected(format!("names like {}", named.join(" and ")))
-                .found(name))
+            Err(Error::corrupt(
+                "plan decides about the products of an attention for a module without them, or the reverse",
+            )
+            .at(manifest::NAME)
+            .expected(format!(
+                "codes without a weight for modules like {}, and for no others",
+                named.join(" and ")
+            ))
+            .found(format!("{name}: {}", serde_json::to_string(decision).unwrap_or_default())))
         }
     }
 }

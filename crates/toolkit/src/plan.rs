@@ -46,27 +46,13 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
                 format!("module names look like {example}; `qberta inspect` lists them all")
             }))
     };
-    let attention = candidates.iter().find(|(_, k)| *k == Kind::Scores).map(|(m, _)| m.name.clone());
     for rule in &recipe.rules {
         rule.modules.iter().try_for_each(|p| somewhere(p, &rule.place))?;
-        let of = |kind: Kind| candidates.iter().any(|(m, k)| *k == kind && rule.matches(&m.name));
-        if rule.scores.is_some() && !of(Kind::Scores) {
-            return Err(Error::input("rule sets the scores of modules that compute none")
-                .at(&rule.place)
-                .hint(format!("attentions are called like {}", attention.unwrap_or_default())));
-        }
-        if rule.context.is_some() && !of(Kind::Context) {
-            return Err(no_context(arch, &rule.place, &attention.unwrap_or_default()));
-        }
-        if rule.input.is_some() && !of(Kind::Linear) {
-            return Err(Error::input("rule sets the input of modules that have none: a table is looked up")
-                .at(&rule.place)
-                .hint("drop input, or match a linear"));
-        }
+        is_possible(rule, &candidates, arch)?;
     }
     recipe.skip.iter().try_for_each(|p| somewhere(p, "--skip"))?;
     if recipe.context != Values::Float && arch.talking_heads {
-        return Err(no_context(arch, &recipe.name, ""));
+        return Err(no_context(&recipe.name));
     }
     let mut plan = Plan::new();
     for (module, kind) in candidates {
@@ -87,25 +73,60 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
     Ok(plan)
 }
 
+/// Checks that each key of `rule` is about something that it matches.
+fn is_possible(rule: &Rule, candidates: &[(&Module, Kind)], arch: &Architecture) -> Result<()> {
+    let of =
+        |kinds: &[Kind]| candidates.iter().any(|(m, k)| kinds.contains(k) && meant(|n| rule.matches(n), m));
+    let called = |kind: Kind| {
+        let example = candidates.iter().find(|(_, k)| *k == kind).map_or("", |(m, _)| m.name.as_str());
+        format!("such modules are called like {example}")
+    };
+    let refused = |what: &str| Err(Error::input(what.to_owned()).at(&rule.place));
+    if rule.scores.is_some() && !of(&[Kind::Scores]) {
+        return refused("rule sets the scores of modules that compute none")
+            .map_err(|e| e.hint(called(Kind::Scores)));
+    }
+    if rule.context == Some(Values::Int8) && arch.talking_heads {
+        return Err(no_context(&rule.place));
+    }
+    if rule.context.is_some() && !of(&[Kind::Context]) && !arch.talking_heads {
+        return refused("rule sets the context of modules that compute none")
+            .map_err(|e| e.hint(called(Kind::Context)));
+    }
+    if rule.input.is_some() && !of(&[Kind::Linear]) {
+        return refused("rule sets the input of modules that have none: only linears have")
+            .map_err(|e| e.hint("drop input, or match a linear"));
+    }
+    if rule.weight.is_some() && !of(&[Kind::Linear, Kind::Words]) {
+        return refused(
+            "rule sets the weight of modules that have none: an attention computes scores and context",
+        )
+        .map_err(|e| e.hint("set scores or context, or match a linear or a word table"));
+    }
+    Ok(())
+}
+
+/// Whether `matches` is about `module`: a context is meant by the name of its attention too.
+fn meant(matches: impl Fn(&str) -> bool, module: &Module) -> bool {
+    let attention =
+        module.name.strip_suffix(".context").filter(|_| matches!(module.role, Role::Context { .. }));
+    matches(&module.name) || attention.is_some_and(matches)
+}
+
 /// What the last rule for `module` says, or the section; `None` if the module is skipped.
 fn said<T>(module: &Module, recipe: &Recipe, of: impl Fn(&Rule) -> Option<T>, section: T) -> Option<T> {
-    if recipe.skip.iter().any(|p| p.matches(&module.name)) {
+    if recipe.skip.iter().any(|p| meant(|n| p.matches(n), module)) {
         return None;
     }
-    let rules = recipe.rules.iter().rev().filter(|r| r.matches(&module.name));
+    let rules = recipe.rules.iter().rev().filter(|r| meant(|n| r.matches(n), module));
     Some(rules.filter_map(of).next().unwrap_or(section))
 }
 
-fn no_context(arch: &Architecture, place: &str, attention: &str) -> Error {
-    if arch.talking_heads {
-        return Error::input("talking heads mix attention weights in float")
-            .at(place)
-            .expected("context = \"float\"")
-            .hint("leave context out for this model");
-    }
-    Error::input("rule sets the context of modules that compute none")
+fn no_context(place: &str) -> Error {
+    Error::input("this model has talking heads, which mix attention weights in float")
         .at(place)
-        .hint(format!("attentions are called like {attention}"))
+        .expected("an attention context in float")
+        .hint("choose another preset, or say context = \"float\" under [attention] in a recipe file")
 }
 
 fn decide(module: &Module, kind: Kind, recipe: &Recipe) -> Result<Decision> {

@@ -11,7 +11,7 @@ use crate::smooth::{self, Shifts};
 use crate::verify::verify_at;
 use crate::weights;
 use qberta_kernels::Context;
-use qberta_model::{Error, Result, Site, Task};
+use qberta_model::{Architecture, Error, Result, Site, Task};
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::{COMPANIONS, CONFIG};
@@ -212,6 +212,21 @@ struct Quantized {
     report: Option<CalibrationReport>,
 }
 
+fn is_static(plan: &Plan) -> bool {
+    plan.values().any(|d| d.input.is_static())
+}
+
+fn takes_data(plan: &Plan, recipe: &Recipe) -> bool {
+    is_static(plan) || recipe.fit().is_some() || recipe.smooth.is_some()
+}
+
+/// Whether models like `arch` are quantized by `recipe` with calibration data.
+///
+/// Errors: those of [`plan`].
+pub fn needs_calibration(arch: &Architecture, recipe: &Recipe) -> Result<bool> {
+    Ok(takes_data(&plan(arch, recipe)?, recipe))
+}
+
 /// Plans and quantizes; nothing is written.
 fn transform(
     source: Source,
@@ -226,8 +241,8 @@ fn transform(
             .hint("start from the float checkpoint; `qberta inspect` shows what this one holds"));
     }
     let plan = plan(&source.arch, recipe)?;
-    let is_static = plan.values().any(|d| d.input.is_static());
-    let asks = is_static || recipe.fit().is_some() || recipe.smooth.is_some();
+    let is_static = is_static(&plan);
+    let asks = takes_data(&plan, recipe);
     if asks && data.is_none() {
         return Err(Error::input(format!("recipe {} needs calibration data", recipe.name))
             .at("--calibration")

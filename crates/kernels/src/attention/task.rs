@@ -98,7 +98,9 @@ impl Task<'_> {
                     let mixed = &mut mixed.of_mut::<f32>()[..heads.len() * size];
                     self.mix(mix, scores, mixed, stride);
                     for (at, head) in heads.iter().enumerate() {
-                        let Weighted::Float(values) = &head.values else { continue };
+                        let Weighted::Float(values) = &head.values else {
+                            unreachable!("int8 values of mixed heads are refused")
+                        };
                         let weights = &scores[at * size..(at + 1) * size];
                         self.weigh(values, queries.clone(), weights, stride, &mut out, at);
                     }
@@ -276,6 +278,7 @@ impl Task<'_> {
         }
         Head { number: head, keys, values, positions }
     }
+
     /// Columns `cols` of the sequence's values, in panels.
     fn pack_values(&self, cols: Range<usize>) -> Lines {
         let Span { start, len } = self.part.span;

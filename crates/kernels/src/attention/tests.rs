@@ -252,7 +252,8 @@ proptest! {
         case.keys = case.keys.filter(|_| terms & 1 != 0);
         case.queries = case.queries.filter(|_| terms & 2 != 0);
         case = case.coded(coded);
-        case.mix = (mixes && case.values == Values::Float).then(|| (values(heads * heads, seed + 7), values(heads * heads, seed + 8)));
+        let mixes = mixes && case.values == Values::Float;
+        case.mix = mixes.then(|| (values(heads * heads, seed + 7), values(heads * heads, seed + 8)));
         case.check(1);
     }
 }
@@ -370,6 +371,38 @@ fn coded_values_at_the_ends_of_their_grids_do_not_saturate() {
         }
         case.check(1);
     }
+}
+
+#[test]
+fn scores_and_values_at_the_ends_of_f32_have_the_bits_of_the_definition() {
+    let mut case = Case::new(1, 20, &[20, 5, 1], (8, 20), 6).coded(16);
+    (case.keys, case.queries) = (None, None);
+    let (spans, rows) = (case.spans(), case.q.rows());
+    case.q = Matrix::from_vec(rows, 20, vec![1.0; rows * 20]);
+    case.k = Matrix::zeros(rows, 20);
+    // One key scores infinity; all keys of the second sequence minus infinity.
+    case.k.row_mut(spans[0].start + 3)[0] = f32::NEG_INFINITY;
+    (0..5).for_each(|i| case.k.row_mut(spans[1].start + i)[0] = f32::NEG_INFINITY);
+    for (c, [even, odd]) in [
+        [f32::MAX, -f32::MAX],
+        [f32::MAX, f32::MAX],
+        [3.0 * f32::from_bits(1), 3.0 * f32::from_bits(1)],
+        [f32::MIN_POSITIVE, 0.0],
+        [0.3, 0.3],
+        [-0.0, -0.0],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        (0..rows).for_each(|i| case.v.row_mut(i)[c] = if i % 2 == 0 { even } else { odd });
+    }
+    case.check(1);
+    let y = case.run(&contexts()[0], &spans, Queries::All);
+    assert_eq!(y.row(spans[0].start)[4], 0.3, "what all weights multiply comes back");
+    assert!(y.row(spans[1].start).iter().all(|y| y.is_nan()), "nothing but minus infinity");
+    case.k.row_mut(spans[0].start + 3)[0] = f32::INFINITY;
+    case.check(1);
+    assert!(case.run(&contexts()[0], &spans, Queries::All).row(spans[0].start).iter().all(|y| y.is_nan()));
 }
 
 #[test]

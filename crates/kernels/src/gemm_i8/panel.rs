@@ -99,6 +99,7 @@ impl Order {
     }
 
     fn alike(groups: usize, end: usize) -> Order {
+        debug_assert!(groups <= usize::from(u16::MAX), "{groups} lines");
         let all = (0..=u16::MAX).take(groups);
         Order {
             groups: all.clone().chain(all).collect(),

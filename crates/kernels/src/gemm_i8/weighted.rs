@@ -34,7 +34,7 @@ impl Weights {
     }
 
     /// Weights `p = round(16 256 exp(x - max of the row))` of the first `size` values of the rows of `x`, which are
-    /// `stride` long. A row with a NaN, or without a finite value, has weights of NaN.
+    /// `stride` long. A row with a NaN or +infinity, or with nothing but -infinity, has weights of NaN.
     pub fn set(&mut self, isa: Isa, x: &[f32], stride: usize, size: usize) {
         self.rows = x.len() / stride;
         let mut codes: Vec<_> = self.codes.rows_mut(0..2 * self.rows).collect();

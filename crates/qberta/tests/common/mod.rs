@@ -76,14 +76,16 @@ pub fn context() -> Context {
     Context::new(Isa::from_env().unwrap(), 1).unwrap()
 }
 
-/// The dynamic recipe with attention from codes: scores and context, or scores alone with talking heads.
-pub fn int8_attention(case: &str) -> Recipe {
-    let context = if case.contains("talking") { "float" } else { "int8" };
-    let text = format!(
-        "name = \"attention\"\nbase = \"dynamic\"\n[attention]\nscores = \"int8\"\ncontext = \"{context}\"\n"
-    );
+/// The dynamic recipe with products of attention from codes, or in float; the context of talking heads always is.
+pub fn attention(case: &str, [scores, context]: [&str; 2]) -> Recipe {
+    let context = if case.contains("talking") { "float" } else { context };
+    let section = format!("[attention]\nscores = \"{scores}\"\ncontext = \"{context}\"\n");
+    let text = format!("name = \"attention\"\nbase = \"dynamic\"\n{section}");
     Recipe::parse(&text, "attention.toml").unwrap()
 }
+
+/// Which products of attention are from codes.
+pub const ATTENTIONS: [[&str; 2]; 3] = [["int8", "float"], ["float", "int8"], ["int8", "int8"]];
 
 /// The token rows of a golden case, and others of the same kind.
 pub fn sequences(case: &str) -> Vec<Sequence> {

@@ -189,7 +189,7 @@ fn what_a_plan_decided_about_scores_has_a_text() {
 
 #[test]
 fn what_cannot_be_done_is_refused_with_its_line() {
-    let cases: [(&str, &[&str]); 28] = [
+    let cases: [(&str, &[&str]); 30] = [
         ("", &["missing field `name`"]),
         ("name = \"a b\"\n", &["line 1", "no usable name"]),
         ("name = \"dynamic\"\n[words]\nweight = \"int8\"\n", &["line 1", "name of a preset"]),
@@ -236,7 +236,7 @@ fn what_cannot_be_done_is_refused_with_its_line() {
         ),
         (
             "name = \"m\"\nbase = \"dynamic\"\n[[rules]]\nmodules = \"word_embeddings\"\ninput = \"float\"\n",
-            &["line 4", "looked up"],
+            &["line 4", "only linears"],
         ),
         (
             "name = \"m\"\n[words]\nweight = \"int8\"\n[[rules]]\nmodules = \"query_proj\"\ninput = \"dynamic-symmetric\"\n",
@@ -257,6 +257,14 @@ fn what_cannot_be_done_is_refused_with_its_line() {
         (
             "name = \"m\"\nbase = \"dynamic\"\n[[rules]]\nmodules = \"query_proj\"\ncontext = \"int8\"\n",
             &["line 4", "context", "compute none"],
+        ),
+        (
+            "name = \"m\"\nbase = \"dynamic\"\n[[rules]]\nmodules = 're:attention\\.self\\.context$'\nweight = \"int8\"\n",
+            &["line 4", "weight of modules that have none"],
+        ),
+        (
+            "name = \"m\"\nbase = \"dynamic\"\n[[rules]]\nmodules = 're:attention\\.self\\.context$'\nscores = \"int8\"\n",
+            &["line 4", "scores of modules that compute none"],
         ),
         ("name = \"m\"\n[linears]\nweight = \"bf16\"\ninput = \"static\"\n", &["line 2", "float input"]),
         ("name = \"m\"\n", &["nothing left to quantize"]),
