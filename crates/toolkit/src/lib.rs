@@ -23,10 +23,10 @@ pub mod weights;
 
 pub use calibrate::{Calibration, CalibrationReport};
 pub use observe::Method;
-pub use plan::Plan;
+pub use plan::{Plan, needs_calibration};
 pub use quantize::{
-    Conditions, Gate, Progress, Report, Request, needs_calibration, quantize, quantize_in_memory,
-    quantize_in_memory_under, quantize_source, quantize_under,
+    Conditions, Gate, Progress, Report, Request, quantize, quantize_in_memory, quantize_in_memory_under,
+    quantize_source, quantize_under,
 };
 pub use recipe::{Pattern, Recipe};
 pub use shapes::Shape;

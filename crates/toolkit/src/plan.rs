@@ -73,6 +73,23 @@ pub fn plan(arch: &Architecture, recipe: &Recipe) -> Result<Plan> {
     Ok(plan)
 }
 
+/// Whether some input of the plan has a stored grid, which data set.
+pub(crate) fn is_static(plan: &Plan) -> bool {
+    plan.values().any(|d| d.input.is_static())
+}
+
+/// Whether data are needed to carry the plan out.
+pub(crate) fn takes_data(plan: &Plan, recipe: &Recipe) -> bool {
+    is_static(plan) || recipe.fit().is_some() || recipe.smooth.is_some()
+}
+
+/// Whether models like `arch` are quantized by `recipe` with calibration data.
+///
+/// Errors: those of [`plan`].
+pub fn needs_calibration(arch: &Architecture, recipe: &Recipe) -> Result<bool> {
+    Ok(takes_data(&plan(arch, recipe)?, recipe))
+}
+
 /// Checks that each key of `rule` is about something that it matches.
 fn is_possible(rule: &Rule, candidates: &[(&Module, Kind)], arch: &Architecture) -> Result<()> {
     let of =

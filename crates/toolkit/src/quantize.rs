@@ -4,14 +4,14 @@ use crate::calibrate::{self, Calibration, CalibrationReport, calibrate};
 use crate::channels::{Channels, may_split, of_plan, splits};
 use crate::fit;
 use crate::hf_config::artefact_config;
-use crate::plan::{Plan, plan, unties};
+use crate::plan::{Plan, is_static, plan, takes_data, unties};
 use crate::probe;
 use crate::recipe::Recipe;
 use crate::smooth::{self, Shifts};
 use crate::verify::verify_at;
 use crate::weights;
 use qberta_kernels::Context;
-use qberta_model::{Architecture, Error, Result, Site, Task};
+use qberta_model::{Error, Result, Site, Task};
 use qberta_store::atomic::{Staging, check_target};
 use qberta_store::layout::{self, Role};
 use qberta_store::load::{COMPANIONS, CONFIG};
@@ -210,21 +210,6 @@ struct Quantized {
     account: Account,
     record: Option<CalibrationRecord>,
     report: Option<CalibrationReport>,
-}
-
-fn is_static(plan: &Plan) -> bool {
-    plan.values().any(|d| d.input.is_static())
-}
-
-fn takes_data(plan: &Plan, recipe: &Recipe) -> bool {
-    is_static(plan) || recipe.fit().is_some() || recipe.smooth.is_some()
-}
-
-/// Whether models like `arch` are quantized by `recipe` with calibration data.
-///
-/// Errors: those of [`plan`].
-pub fn needs_calibration(arch: &Architecture, recipe: &Recipe) -> Result<bool> {
-    Ok(takes_data(&plan(arch, recipe)?, recipe))
 }
 
 /// Plans and quantizes; nothing is written.
