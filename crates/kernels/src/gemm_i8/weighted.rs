@@ -104,7 +104,7 @@ impl CodedValues {
         for (panel, (lines, (scale, centre))) in parts.enumerate() {
             let first = panel * LANES;
             let cols = LANES.min(columns - first);
-            isa.run(Center { x: &x[first..], stride, rows, lines, scale: &mut scale[..cols], centre });
+            isa.run(Centre { x: &x[first..], stride, rows, lines, scale: &mut scale[..cols], centre });
         }
         let panels = CodedPanels::of_lines(lines, padded, groups);
         CodedValues { panels, scale, centre, columns }
@@ -128,7 +128,7 @@ impl CodedValues {
 
 /// One panel of columns around their middles: `centre = lo / 2 + hi / 2`, `scale = max(hi - centre, centre - lo) / 127`
 /// (1 where that is 0 or next to it, NaN where a value is not finite), `code = round((x - centre) / scale)`.
-struct Center<'a> {
+struct Centre<'a> {
     x: &'a [f32],
     stride: usize,
     rows: usize,
@@ -138,7 +138,7 @@ struct Center<'a> {
     centre: &'a mut [f32],
 }
 
-impl Kernel for Center<'_> {
+impl Kernel for Centre<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
