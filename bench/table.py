@@ -15,6 +15,7 @@ NAMES = {
     "qberta-int8": "**qberta int8**",
     "qberta-float": "qberta float32",
     "qberta-int8-avx2": "qberta int8, AVX2 only",
+    "qberta-int8-attention": "qberta int8, attention too",
     "openvino-int8": "OpenVINO int8 (NNCF)",
     "openvino": "OpenVINO, default precision",
     "ort-int8": "ONNX Runtime dynamic int8",
@@ -25,6 +26,7 @@ NAMES = {
 COLOURS = {
     "qberta-int8": "#b3261e",
     "qberta-int8-avx2": "#e08a84",
+    "qberta-int8-attention": "#d2662f",
     "qberta-float": "#7a5c58",
     "openvino-int8": "#1d4e89",
     "openvino": "#7ea3cc",

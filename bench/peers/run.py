@@ -93,22 +93,25 @@ def made(options):
     """The files of every program, made once."""
     work = options.work / options.arch
     checkpoint, int8, files = work / "float", work / "int8", work / "files"
+    attention = work / "int8-attention"
     work.mkdir(parents=True, exist_ok=True)
     quick = ["--shapes", "1x8", "--repeats", "1"]
-    for directory, kind in [(checkpoint, ["--float"]), (int8, [])]:
+    kinds = {checkpoint: ["--float"], int8: [], attention: ["--recipe", "dynamic-attention"]}
+    for directory, kind in kinds.items():
         if not directory.exists():
             print(f"qberta writes {directory.name}", flush=True)
             command = [options.qberta, "bench", "--arch", options.arch, *kind, "--save", directory, *quick]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     subprocess.run([sys.executable, HERE / "prepare.py", checkpoint, files], check=True)
-    return checkpoint, int8, files
+    return checkpoint, int8, attention, files
 
 
 def start(options):
-    checkpoint, int8, files = made(options)
+    checkpoint, int8, attention, files = made(options)
     threads = str(options.threads)
     ours = {
         "qberta-int8": (int8, None),
+        "qberta-int8-attention": (attention, None),
         "qberta-float": (checkpoint, None),
         "qberta-int8-avx2": (int8, "avx2"),
     }
@@ -234,7 +237,7 @@ def record(systems, inputs, differences, times, options, common):
 
 
 def arguments():
-    everyone = ["qberta-int8", "qberta-float", "qberta-int8-avx2", *serve.PEERS]
+    everyone = ["qberta-int8", "qberta-int8-attention", "qberta-float", "qberta-int8-avx2", *serve.PEERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="v3-base", help="a name of `qberta bench --arch` that is DeBERTa v3")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="where models go: 3 GB for v3-base")
