@@ -16,7 +16,7 @@ pub(crate) use panel::Panel;
 pub(crate) use panel::Runs;
 pub use strips::{NormParameters, gemm_i8_add_norm, gemm_i8_codes};
 pub use weighted::WEIGHT_STEPS;
-pub(crate) use weighted::{CodedValues, MOST as MOST_WEIGHTS, Weights};
+pub(crate) use weighted::{CodedValues, MOST_WEIGHTS, Weights};
 
 use crate::gemm_f32::chains;
 use crate::lanes::{Kernel, LANES, Simd};

@@ -105,8 +105,7 @@ impl<'m, O: Observe> Observed<'m, O> {
         for number in 0..batch.spans().len() {
             let operands = self.model.weights.scores(layer);
             let scores = scores(arch, operands, tables, q, k, batch, number);
-            let weights = &self.model.weights;
-            for head in probabilities(&scores, weights.talking.get(layer), weights.context(layer)) {
+            for head in probabilities(&scores, &self.model.weights, layer) {
                 self.observer.see(tap, &head);
             }
         }

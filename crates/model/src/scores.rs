@@ -7,7 +7,7 @@ use crate::batch::Batch;
 use crate::config::Architecture;
 use crate::engine::Rows;
 use crate::forward::Positions;
-use crate::model::TalkingHeads;
+use crate::model::Weights;
 use crate::relative;
 use qberta_kernels::{
     FixedGrid, Matrix, Operands, Span, Values, WEIGHT_STEPS, quantize_weight_rows, softmax_row,
@@ -137,9 +137,11 @@ impl Multiplied {
     }
 }
 
-/// The attention weights of every head, `[queries, keys]`: softmax of the summed scores, mixed across
-/// heads before and after where the layer has talking heads. With coded `values`, what their codes stand for.
-pub fn probabilities(scores: &[Scores], talking: Option<&TalkingHeads>, values: Values) -> Vec<Matrix> {
+/// The attention weights of every head, `[queries, keys]`, in `layer` of a model with `weights`: softmax of the summed scores, mixed across
+/// heads before and after where the layer has talking heads. Where the context is computed from codes, what
+/// those stand for.
+pub fn probabilities(scores: &[Scores], weights: &Weights, layer: usize) -> Vec<Matrix> {
+    let talking = weights.talking.get(layer);
     let mut heads: Vec<Matrix> = scores.iter().map(Scores::sum).collect();
     if let Some(talking) = talking {
         heads = mix(&heads, &talking.logits);
@@ -147,7 +149,7 @@ pub fn probabilities(scores: &[Scores], talking: Option<&TalkingHeads>, values: 
     for head in &mut heads {
         for i in 0..head.rows() {
             softmax_row(head.row_mut(i));
-            if values == Values::Int8 {
+            if weights.context(layer) == Values::Int8 {
                 code_weights(head.row_mut(i));
             }
         }

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use qberta::kernels::{Operands, Values};
-use qberta::model::Task;
+use qberta::model::{Model, Task};
 use qberta::runtime::Options;
 use qberta::store::manifest::{Decision, Input, Weight};
 use qberta::store::{Manifest, Source, manifest, safetensors};
@@ -222,29 +222,34 @@ fn skipped_modules_stay_float_and_change_the_answer() {
     assert_ne!(answers(&all), answers(&some), "selective quantization really changes the model");
 }
 
+/// What v3-sequence becomes by the recipe `text`, written to `out`: the model, its manifest, its answers.
+fn made_by(text: &str, out: &Path) -> (Model, Manifest, Vec<f32>) {
+    let recipe = Recipe::parse(text, "my.toml").unwrap();
+    let request = Request { model: &golden("v3-sequence"), out, recipe: &recipe, task: None };
+    quantize(&request, &context(), &()).unwrap();
+    verify(out, &context()).unwrap();
+    let source = Source::open(out, None).unwrap();
+    let model = source.load(&context()).unwrap().model;
+    let session = Session::open(out, None, context()).unwrap();
+    let rows: Vec<Row> = expected(&golden("v3-sequence")).into_iter().map(|(row, _)| row).collect();
+    let answers = session.raw(&rows, &Options::standard()).unwrap();
+    let values = answers.iter().flat_map(qberta::RawAnswer::values).collect();
+    (model, source.manifest.unwrap(), values)
+}
+
 #[test]
 fn int8_scores_are_a_decision_about_each_attention() {
     let name = |layer| format!("deberta.encoder.layer.{layer}.attention.self");
     let made = |text: &str| {
         let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("int8");
-        let recipe = Recipe::parse(text, "my.toml").unwrap();
-        let request = Request { model: &golden("v3-sequence"), out: &out, recipe: &recipe, task: None };
-        quantize(&request, &context(), &()).unwrap();
-        verify(&out, &context()).unwrap();
-        let source = Source::open(&out, None).unwrap();
-        let model = source.load(&context()).unwrap().model;
+        let (model, manifest, values) = made_by(text, &dir.path().join("int8"));
         let layers = model.architecture().layers;
-        let manifest = source.manifest.unwrap();
         // The plan says what runs, and only such a plan needs the newest format.
         let scores: Vec<bool> = (0..layers).map(|l| *model.weights().scores(l) == Operands::Int8).collect();
         let planned = |l| manifest.plan.get(&name(l)) == Some(&Decision::INT8_SCORES);
         assert_eq!(scores, (0..layers).map(planned).collect::<Vec<_>>(), "{text}");
         assert_eq!(manifest.format_version == 4, scores.contains(&true), "{text}");
-        let session = Session::open(&out, None, context()).unwrap();
-        let rows: Vec<Row> = expected(&golden("v3-sequence")).into_iter().map(|(row, _)| row).collect();
-        let answers = session.raw(&rows, &Options::standard()).unwrap();
-        (scores, answers.iter().flat_map(qberta::RawAnswer::values).collect::<Vec<f32>>())
+        (scores, values)
     };
     let base = "name = \"mine\"\nbase = \"dynamic\"\n";
     let (float, plain) = made(base);
@@ -270,24 +275,14 @@ fn int8_context_is_a_decision_about_each_attention() {
     let name = |layer| format!("deberta.encoder.layer.{layer}.attention.self.context");
     let dir = tempfile::tempdir().unwrap();
     let made = |text: &str, to: &str| {
-        let out = dir.path().join(to);
-        let recipe = Recipe::parse(text, "my.toml").unwrap();
-        let request = Request { model: &golden("v3-sequence"), out: &out, recipe: &recipe, task: None };
-        quantize(&request, &context(), &()).unwrap();
-        verify(&out, &context()).unwrap();
-        let source = Source::open(&out, None).unwrap();
-        let model = source.load(&context()).unwrap().model;
+        let (model, manifest, values) = made_by(text, &dir.path().join(to));
         let layers = model.architecture().layers;
-        let manifest = source.manifest.unwrap();
         let coded: Vec<bool> = (0..layers).map(|l| model.weights().context(l) == Values::Int8).collect();
         let planned = |l| manifest.plan.get(&name(l)) == Some(&Decision::INT8_CONTEXT);
         assert_eq!(coded, (0..layers).map(planned).collect::<Vec<_>>(), "{text}");
         assert_eq!(manifest.format_version == 6, coded.contains(&true), "{text}");
         assert!((0..layers).all(|l| *model.weights().scores(l) == Operands::Float), "{text}");
-        let session = Session::open(&out, None, context()).unwrap();
-        let rows: Vec<Row> = expected(&golden("v3-sequence")).into_iter().map(|(row, _)| row).collect();
-        let answers = session.raw(&rows, &Options::standard()).unwrap();
-        (coded, answers.iter().flat_map(qberta::RawAnswer::values).collect::<Vec<f32>>())
+        (coded, values)
     };
     let base = "name = \"mine\"\nbase = \"dynamic\"\n";
     let (float, plain) = made(base, "plain");

@@ -98,27 +98,23 @@ fn is_possible(rule: &Rule, candidates: &[(&Module, Kind)], arch: &Architecture)
         let example = candidates.iter().find(|(_, k)| *k == kind).map_or("", |(m, _)| m.name.as_str());
         format!("such modules are called like {example}")
     };
-    let refused = |what: &str| Err(Error::input(what.to_owned()).at(&rule.place));
+    let refused = |what: &str, hint: &str| Err(Error::input(what).at(&rule.place).hint(hint));
     if rule.scores.is_some() && !of(&[Kind::Scores]) {
-        return refused("rule sets the scores of modules that compute none")
-            .map_err(|e| e.hint(called(Kind::Scores)));
+        return refused("rule sets the scores of modules that compute none", &called(Kind::Scores));
     }
     if rule.context == Some(Values::Int8) && arch.talking_heads {
         return Err(no_context(&rule.place));
     }
     if rule.context.is_some() && !of(&[Kind::Context]) && !arch.talking_heads {
-        return refused("rule sets the context of modules that compute none")
-            .map_err(|e| e.hint(called(Kind::Context)));
+        return refused("rule sets the context of modules that compute none", &called(Kind::Context));
     }
     if rule.input.is_some() && !of(&[Kind::Linear]) {
-        return refused("rule sets the input of modules that have none: only linears have")
-            .map_err(|e| e.hint("drop input, or match a linear"));
+        let what = "rule sets the input of modules that have none: only linears have";
+        return refused(what, "drop input, or match a linear");
     }
     if rule.weight.is_some() && !of(&[Kind::Linear, Kind::Words]) {
-        return refused(
-            "rule sets the weight of modules that have none: an attention computes scores and context",
-        )
-        .map_err(|e| e.hint("set scores or context, or match a linear or a word table"));
+        let what = "rule sets the weight of modules that have none: an attention computes scores and context";
+        return refused(what, "set scores or context, or match a linear or a word table");
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ pub const WEIGHT_STEPS: f32 = 16_256.0;
 
 /// Most rows of values: the sum of so many weights stays inside 32 bits (16 256 * 132 000 < 2^31), and so do sums of
 /// products of codes.
-pub(crate) const MOST: usize = 132_000;
+pub(crate) const MOST_WEIGHTS: usize = 132_000;
 
 /// Rows of weights.
 pub(crate) struct Weights {
@@ -94,7 +94,7 @@ pub(crate) struct CodedValues {
 }
 
 impl CodedValues {
-    /// The first `columns` values of `rows` rows of `x`, `stride` apart; at most [`MOST`] rows.
+    /// The first `columns` values of `rows` rows of `x`, `stride` apart; at most [`MOST_WEIGHTS`] rows.
     pub fn new(isa: Isa, x: &[f32], stride: usize, [rows, columns]: [usize; 2]) -> CodedValues {
         let (groups, padded) = (rows.div_ceil(GROUP), columns.next_multiple_of(LANES));
         let mut lines = Lines::zeroed(padded * groups * GROUP);

@@ -87,11 +87,8 @@ impl<'m> Compare<'m> {
                 }
             }
         }
-        let weights = |of: &[Scores], model: &'m Model| {
-            probabilities(of, model.weights().talking.get(layer), model.weights().context(layer))
-        };
         let entry = self.ledger.at(Place::Term(layer as u16, Term::Softmax));
-        let weights = [weights(&a, float), weights(&b, other)];
+        let weights = [(&a, float), (&b, other)].map(|(of, model)| probabilities(of, model.weights(), layer));
         for (a, b) in weights[0].iter().zip(&weights[1]) {
             entry.output.see(a.as_slice(), b.as_slice());
         }

@@ -50,32 +50,17 @@ impl Recipe {
         for (decision, modules) in others(word_decisions, word.unwrap_or(usual)) {
             recipe.rules.push(rule(&modules, decision, false)?);
         }
-        // Attentions that compute a product so, and whether all do.
-        let so = |decision: Option<Decision>| {
-            let coded = wanted.iter().filter(|(_, d)| decision == Some(**d));
-            let coded: Vec<_> = coded.map(|(m, _)| m).collect();
-            let all = coded.len() == arch.layers;
-            (coded, all)
-        };
-        for scores in [Scores::Int8, Scores::Static] {
-            match so(scores.decision()) {
-                (_, true) => recipe.scores = scores,
-                (coded, _) if coded.is_empty() => {}
-                (coded, _) => {
-                    recipe.rules.push(Rule {
-                        scores: Some(scores),
-                        weight: None,
-                        ..rule(&coded, usual, false)?
-                    });
-                }
-            }
-        }
-        match so(Values::Int8.decision()) {
-            (_, true) => recipe.context = Values::Int8,
-            (coded, _) if coded.is_empty() => {}
-            (coded, _) => {
-                let context = Some(Values::Int8);
-                recipe.rules.push(Rule { context, weight: None, ..rule(&coded, usual, false)? });
+        for (scores, context) in
+            [(Some(Scores::Int8), None), (Some(Scores::Static), None), (None, Some(Values::Int8))]
+        {
+            let decision = scores.and_then(Scores::decision).or(context.and_then(Values::decision));
+            let coded: Vec<_> =
+                wanted.iter().filter(|(_, d)| Some(**d) == decision).map(|(m, _)| m).collect();
+            if coded.len() == arch.layers {
+                recipe.scores = scores.unwrap_or(recipe.scores);
+                recipe.context = context.unwrap_or(recipe.context);
+            } else if !coded.is_empty() {
+                recipe.rules.push(Rule { scores, context, weight: None, ..rule(&coded, usual, false)? });
             }
         }
         let text = readable(&recipe)?;
